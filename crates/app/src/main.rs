@@ -1,0 +1,2 @@
+//! The `sameface` command.
+fn main() {}
