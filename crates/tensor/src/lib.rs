@@ -1,1 +1,21 @@
-//! The `tensor` crate.
+//! Numbers on a device: a small set of fused operators for diffusion networks.
+//!
+//! A [`Tensor`] is contiguous, immutable and cheap to clone. Pictures are NHWC (`[b, h, w, c]`), token
+//! sequences `[b, n, c]`. The operators in [`ops`] check shapes and then call the back end of the
+//! tensor's [`Device`]. This is not a general tensor library: an operator is here because a network
+//! needs it. Weights of matrix products are packed once ([`ops::Linear`], [`ops::Conv2d`]).
+//!
+//! Results do not depend on the number of threads.
+
+mod cpu;
+mod device;
+mod error;
+pub mod ops;
+pub mod random;
+mod storage;
+mod tensor;
+
+pub use device::{Device, set_threads};
+pub use error::{Error, Result};
+pub use storage::{MemoryUse, memory_use, trim};
+pub use tensor::{DType, Tensor};

@@ -69,15 +69,9 @@ impl TorchCpu {
         state[0] = seed as u32;
         for i in 1..N {
             let last = state[i - 1];
-            state[i] = 1_812_433_253u32
-                .wrapping_mul(last ^ (last >> 30))
-                .wrapping_add(i as u32);
+            state[i] = 1_812_433_253u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(i as u32);
         }
-        TorchCpu {
-            state,
-            next: N,
-            cached: None,
-        }
+        TorchCpu { state, next: N, cached: None }
     }
 
     fn twist(&mut self) {
@@ -209,10 +203,7 @@ fn log(x: f32) -> f32 {
 fn sin_cos(x: f32) -> (f32, f32) {
     let octant = ((x * 1.273_239_5) as i32 + 1) & !1;
     let y = octant as f32;
-    let x = y.mul_add(
-        -3.774_895e-8,
-        y.mul_add(-2.418_756_5e-4, y.mul_add(-0.785_156_25, x)),
-    );
+    let x = y.mul_add(-3.774_895e-8, y.mul_add(-2.418_756_5e-4, y.mul_add(-0.785_156_25, x)));
     let z = x * x;
 
     let mut c: f32 = 2.443_315_7e-5;
@@ -254,11 +245,7 @@ impl Philox {
     /// The same on a card that runs at most `threads` threads of the filling kernel:
     /// multiprocessors * (threads per multiprocessor / 256) * 256, as 270336 on an H100.
     pub fn with_threads(seed: u64, threads: u64) -> Philox {
-        Philox {
-            key: [seed as u32, (seed >> 32) as u32],
-            offset: 0,
-            threads: threads.max(256) / 256 * 256,
-        }
+        Philox { key: [seed as u32, (seed >> 32) as u32], offset: 0, threads: threads.max(256) / 256 * 256 }
     }
 
     /// `torch.randn(n, device='cuda')`.
@@ -276,10 +263,7 @@ impl Philox {
                     break;
                 }
                 let bits = philox(self.key, self.offset + round, thread);
-                let values = [
-                    curand_normal2(bits[0], bits[1]),
-                    curand_normal2(bits[2], bits[3]),
-                ];
+                let values = [curand_normal2(bits[0], bits[1]), curand_normal2(bits[2], bits[3])];
                 for (lane, value) in values.as_flattened().iter().enumerate() {
                     if let Some(slot) = out.get_mut((first + stride * lane as u64) as usize) {
                         *slot = *value;
@@ -294,25 +278,12 @@ impl Philox {
 
 /// Ten rounds of Philox 4x32.
 fn philox(mut key: [u32; 2], low: u64, high: u64) -> [u32; 4] {
-    let mut c = [
-        low as u32,
-        (low >> 32) as u32,
-        high as u32,
-        (high >> 32) as u32,
-    ];
+    let mut c = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
     for _ in 0..10 {
         let a = u64::from(c[0]) * 0xd251_1f53;
         let b = u64::from(c[2]) * 0xcd9e_8d57;
-        c = [
-            (b >> 32) as u32 ^ c[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ c[3] ^ key[1],
-            a as u32,
-        ];
-        key = [
-            key[0].wrapping_add(0x9e37_79b9),
-            key[1].wrapping_add(0xbb67_ae85),
-        ];
+        c = [(b >> 32) as u32 ^ c[1] ^ key[0], b as u32, (a >> 32) as u32 ^ c[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
     }
     c
 }
@@ -348,11 +319,6 @@ mod tests {
         block[0] = 1.0 - f32::EPSILON / 2.0; // the smallest u1
         block[9] = 1.0 - f32::EPSILON / 2.0; // the largest angle
         box_muller_16(&mut block);
-        assert!(
-            block
-                .iter()
-                .all(|v| v.is_finite() && (*v != 0.0 || v.is_sign_positive())),
-            "{block:?}"
-        );
+        assert!(block.iter().all(|v| v.is_finite() && (*v != 0.0 || v.is_sign_positive())), "{block:?}");
     }
 }

@@ -10,9 +10,7 @@ fn fnv(values: &[f32]) -> u64 {
     values
         .iter()
         .flat_map(|v| v.to_le_bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        })
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[test]
@@ -20,10 +18,7 @@ fn cpu_generator_equals_torch_bit_for_bit() {
     for row in include_str!("fixtures/random_cpu.txt").lines() {
         let fields: Vec<&str> = row.split(' ').collect();
         let mut generator = TorchCpu::new(fields[0].parse().unwrap());
-        let values: Vec<f32> = lengths(fields[1])
-            .into_iter()
-            .flat_map(|n| generator.randn(n))
-            .collect();
+        let values: Vec<f32> = lengths(fields[1]).into_iter().flat_map(|n| generator.randn(n)).collect();
         for (value, bits) in values.iter().zip(&fields[3..]) {
             assert_eq!(format!("{:08x}", value.to_bits()), *bits, "{row}");
         }
@@ -37,20 +32,12 @@ fn philox_equals_torch_on_a_card_within_its_fast_functions() {
     let mut worst = 0.0f32;
     for row in include_str!("fixtures/random_cuda.txt").lines() {
         let fields: Vec<&str> = row.split(' ').collect();
-        let mut generator =
-            Philox::with_threads(fields[0].parse().unwrap(), fields[1].parse().unwrap());
-        let values: Vec<f32> = lengths(fields[2])
-            .into_iter()
-            .flat_map(|n| generator.randn(n))
-            .collect();
+        let mut generator = Philox::with_threads(fields[0].parse().unwrap(), fields[1].parse().unwrap());
+        let values: Vec<f32> = lengths(fields[2]).into_iter().flat_map(|n| generator.randn(n)).collect();
         for pair in &fields[3..] {
             let (place, expected) = pair.split_once(':').unwrap();
-            let difference =
-                (values[place.parse::<usize>().unwrap()] - expected.parse::<f32>().unwrap()).abs();
-            assert!(
-                difference < 5e-6,
-                "{pair} differs by {difference:e} in {row}"
-            );
+            let difference = (values[place.parse::<usize>().unwrap()] - expected.parse::<f32>().unwrap()).abs();
+            assert!(difference < 5e-6, "{pair} differs by {difference:e} in {row}");
             worst = worst.max(difference);
         }
     }

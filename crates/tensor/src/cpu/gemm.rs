@@ -1,0 +1,283 @@
+//! The block product behind linear layers, convolutions and attention: packed rows times packed columns.
+//!
+//! Weights are packed once, at load ([`PackedColumns`]). Rows are packed block by block into memory of
+//! the thread, straight from where they lie ([`Rows`]): a convolution gathers its window there, so no
+//! im2col matrix exists. A task is a block of rows times a range of columns; it accumulates over the
+//! whole depth in f32 and hands the finished tile to an epilogue.
+//!
+//! Bound: floating-point units for more than some hundred rows, else the weights' bytes.
+
+use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32};
+use crate::Result;
+use crate::storage::Block;
+use crate::tensor::Element;
+use half::bf16;
+use rayon::prelude::*;
+use std::cell::RefCell;
+
+/// Rows of a task: the packed block (`ROW_BLOCK * DEPTH * 4` bytes) stays in the second-level cache.
+const ROW_BLOCK: usize = 8 * MR;
+/// Units of depth packed at a time: one panel of columns (`DEPTH * NR * 4` bytes) about fills the first-level cache.
+const DEPTH: usize = 256;
+/// Columns of a task: repacking rows for each range of columns costs 1 in `2 * COLUMN_BLOCK / 32` at most.
+const COLUMN_BLOCK: usize = 1024;
+
+/// An element type with a block product.
+pub(crate) trait Product: Element {
+    /// Elements in a 32-bit unit of depth.
+    const PER_UNIT: usize;
+    fn kernel() -> Kernel;
+    fn unit(parts: [Self; 2]) -> u32;
+}
+
+impl Product for f32 {
+    const PER_UNIT: usize = 1;
+    fn kernel() -> Kernel {
+        kernel_f32()
+    }
+    #[inline(always)]
+    fn unit(parts: [f32; 2]) -> u32 {
+        parts[0].to_bits()
+    }
+}
+
+impl Product for bf16 {
+    const PER_UNIT: usize = 2;
+    fn kernel() -> Kernel {
+        kernel_bf16()
+    }
+    #[inline(always)]
+    fn unit(parts: [bf16; 2]) -> u32 {
+        u32::from(parts[0].to_bits()) | u32::from(parts[1].to_bits()) << 16
+    }
+}
+
+/// Units that `depth` elements take.
+pub(crate) fn units<T: Product>(depth: usize) -> usize {
+    depth.div_ceil(T::PER_UNIT)
+}
+
+/// The right-hand side: `columns` columns of `depth` elements, in panels of [`NR`] columns.
+pub(crate) struct PackedColumns {
+    pub(crate) columns: usize,
+    pub(crate) depth: usize,
+    units: usize,
+    block: Block,
+}
+
+impl PackedColumns {
+    /// Packs the matrix whose element (column, depth) is `at(column, depth)`.
+    pub(crate) fn new<T: Product>(columns: usize, depth: usize, at: impl Fn(usize, usize) -> T + Sync) -> Result<Self> {
+        let units = units::<T>(depth);
+        let panels = columns.div_ceil(NR);
+        let block = Block::new(panels * units * NR * 4)?;
+        // SAFETY: the block holds that many u32 and is not shared yet.
+        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * units * NR) };
+        data.par_chunks_mut((units * NR).max(1))
+            .enumerate()
+            .for_each(|(panel, out)| pack_panel(out, panel * NR, columns, depth, &at));
+        Ok(PackedColumns { columns, depth, units, block })
+    }
+
+    fn panel(&self, panel: usize, unit: usize) -> *const u32 {
+        // SAFETY: callers stay below `columns` and `units`.
+        unsafe { self.block.as_ptr().cast::<u32>().add((panel * self.units + unit) * NR) }
+    }
+}
+
+/// Packs one panel: `NR` columns from `first`, zero beyond the matrix.
+#[inline]
+pub(crate) fn pack_panel<T: Product>(
+    out: &mut [u32],
+    first: usize,
+    columns: usize,
+    depth: usize,
+    at: impl Fn(usize, usize) -> T,
+) {
+    let zero = T::from_f32(0.0);
+    for j in 0..NR {
+        let column = first + j;
+        if column >= columns {
+            out.iter_mut().skip(j).step_by(NR).for_each(|o| *o = 0);
+            continue;
+        }
+        for (unit, o) in out.iter_mut().skip(j).step_by(NR).enumerate() {
+            let k = unit * T::PER_UNIT;
+            let second = if T::PER_UNIT == 2 && k + 1 < depth { at(column, k + 1) } else { zero };
+            *o = T::unit([at(column, k), second]);
+        }
+    }
+}
+
+/// The left-hand side, wherever it lies.
+pub(crate) trait Rows<T>: Sync {
+    /// Copies elements `from .. from + out.len()` of `row`, zeros where there are none.
+    fn copy(&self, row: usize, from: usize, out: &mut [T]);
+}
+
+/// Rows of a matrix in memory, `depth` elements each.
+pub(crate) struct MatrixRows<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) depth: usize,
+}
+
+impl<T: Element> Rows<T> for MatrixRows<'_, T> {
+    #[inline]
+    fn copy(&self, row: usize, from: usize, out: &mut [T]) {
+        let start = row * self.depth + from;
+        out.copy_from_slice(&self.data[start..start + out.len()]);
+    }
+}
+
+/// A finished tile: `rows` rows of `stride` numbers, of which the first `columns` count.
+pub(crate) struct Tile<'a> {
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    pub(crate) column: usize,
+    pub(crate) columns: usize,
+    pub(crate) stride: usize,
+    /// Distance within a row to the tile's twin half a matrix further on (see [`product`]).
+    pub(crate) twin: usize,
+    pub(crate) values: &'a mut [f32],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { staged: Vec::new(), packed: Vec::new(), tile: Vec::new() }) };
+}
+
+struct Scratch {
+    staged: Vec<u32>,
+    packed: Vec<u32>,
+    tile: Vec<f32>,
+}
+
+/// `rows` rows times packed columns; every tile goes to `finish`, which may run on any thread.
+/// With `halves` 2, columns `j` and `j + columns / 2` arrive in one tile (`columns / 2` must be a multiple of [`NR`]).
+pub(crate) fn product<T: Product>(
+    rows: usize,
+    left: &impl Rows<T>,
+    right: &PackedColumns,
+    halves: usize,
+    finish: impl Fn(Tile) + Sync,
+) {
+    let width = right.columns / halves;
+    let row_blocks = rows.div_ceil(ROW_BLOCK);
+    // Enough tasks for many cores where there are few rows; the choice never depends on the threads.
+    let ranges = (width * halves).div_ceil(COLUMN_BLOCK).max(16usize.div_ceil(row_blocks.max(1)));
+    let column_block = width.div_ceil(ranges).next_multiple_of(NR);
+    let column_blocks = width.div_ceil(column_block);
+    // Columns outermost: their slab stays in the last-level cache while the rows pass.
+    (0..row_blocks * column_blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (column, row) = (task / row_blocks * column_block, task % row_blocks * ROW_BLOCK);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let columns = column_block.min(width - column);
+            let count = ROW_BLOCK.min(rows - row);
+            task_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
+            let twin = columns.next_multiple_of(NR);
+            finish(Tile { row, rows: count, column, columns, stride: twin * halves, twin, values: &mut scratch.tile });
+        });
+    });
+}
+
+/// One task: packs its rows a slice of depth at a time and multiplies them with every panel of its columns.
+fn task_product<T: Product>(
+    left: &impl Rows<T>,
+    right: &PackedColumns,
+    (row, rows): (usize, usize),
+    (column, columns): (usize, usize),
+    halves: usize,
+    scratch: &mut Scratch,
+) {
+    let kernel = T::kernel();
+    let groups = rows.div_ceil(MR);
+    let panels = columns.div_ceil(NR);
+    let stride = panels * NR * halves;
+    scratch.tile.resize(groups * MR * stride, 0.0);
+    scratch.packed.resize(groups * MR * DEPTH, 0);
+    scratch.staged.resize(MR * DEPTH, 0);
+    for unit in (0..right.units).step_by(DEPTH) {
+        let count = DEPTH.min(right.units - unit);
+        for group in 0..groups {
+            let packed = &mut scratch.packed[group * MR * count..][..MR * count];
+            pack_rows::<T>(
+                left,
+                row + group * MR,
+                (row + rows).min(row + (group + 1) * MR),
+                right.depth,
+                unit,
+                count,
+                &mut scratch.staged,
+                packed,
+            );
+        }
+        for half in 0..halves {
+            for panel in 0..panels {
+                let b = right.panel((half * right.columns / halves + column) / NR + panel, unit);
+                for group in 0..groups {
+                    let c = scratch.tile[group * MR * stride + (half * panels + panel) * NR..].as_mut_ptr();
+                    // SAFETY: both sides hold `count` units; the tile has MR rows of `stride` numbers here.
+                    unsafe { kernel(count, scratch.packed[group * MR * count..].as_ptr(), b, c, stride, unit > 0) };
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows `first..end` (at most [`MR`]; the missing ones become zero), units `unit .. unit + count`.
+pub(crate) fn pack_rows<T: Product>(
+    left: &impl Rows<T>,
+    first: usize,
+    end: usize,
+    depth: usize,
+    unit: usize,
+    count: usize,
+    staged: &mut [u32],
+    packed: &mut [u32],
+) {
+    let from = unit * T::PER_UNIT;
+    let elements = (count * T::PER_UNIT).min(depth - from);
+    for r in 0..MR {
+        let line = &mut staged[r * count..(r + 1) * count];
+        if first + r >= end {
+            line.fill(0);
+            continue;
+        }
+        if let Some(last) = line.last_mut() {
+            *last = 0; // the second half of an odd last pair
+        }
+        // SAFETY: a line of u32 is `count * PER_UNIT` elements of T, aligned for it.
+        let line = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), elements) };
+        left.copy(first + r, from, line);
+    }
+    interleave(&staged[..MR * count], count, packed);
+}
+
+/// Transposes `MR` lines of `count` units into `count` groups of `MR`.
+pub(crate) fn interleave(lines: &[u32], count: usize, packed: &mut [u32]) {
+    assert!(lines.len() == MR * count && packed.len() == MR * count);
+    // Whole groups of four units go through registers where there are any.
+    let done = if cfg!(target_arch = "x86_64") { count / 4 * 4 } else { 0 };
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        for unit in (0..done).step_by(4) {
+            for r in (0..MR).step_by(4) {
+                // SAFETY: SSE2 is part of x86-64; all addresses lie in the two slices.
+                unsafe {
+                    let line =
+                        |i: usize| _mm_castsi128_ps(_mm_loadu_si128(lines.as_ptr().add((r + i) * count + unit).cast()));
+                    let (mut a, mut b, mut c, mut d) = (line(0), line(1), line(2), line(3));
+                    _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+                    for (i, x) in [a, b, c, d].into_iter().enumerate() {
+                        _mm_storeu_si128(packed.as_mut_ptr().add((unit + i) * MR + r).cast(), _mm_castps_si128(x));
+                    }
+                }
+            }
+        }
+    }
+    for unit in done..count {
+        for r in 0..MR {
+            packed[unit * MR + r] = lines[r * count + unit];
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Linear layers on the CPU.
+
+use super::SharedMut;
+use super::epilogue::Epilogue;
+use super::gemm::{MatrixRows, PackedColumns, Product, product};
+use super::micro::NR;
+use crate::ops::Activation;
+use crate::{Result, Tensor};
+
+/// Packs a weight `[out, in]`.
+pub(crate) fn pack<T: Product>(weight: &Tensor) -> Result<PackedColumns> {
+    let (n, k) = (weight.dim(0), weight.dim(1));
+    let data = weight.data::<T>();
+    PackedColumns::new::<T>(n, k, |column, depth| data[column * k + depth])
+}
+
+/// `activation(x W^T + bias) + residual` over the last dimension.
+pub(crate) fn forward<T: Product>(
+    x: &Tensor,
+    weight: &PackedColumns,
+    bias: Option<&[f32]>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let rows = x.len() / weight.depth;
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = weight.columns;
+    }
+    Tensor::build::<T>(x.device(), &shape, |out| {
+        let epilogue = Epilogue {
+            bias,
+            channel_add: None,
+            activation,
+            residual: residual.map(Tensor::data::<T>),
+            out: SharedMut::new(out),
+            width: weight.columns,
+        };
+        product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 1, |tile| {
+            epilogue.finish(tile)
+        });
+    })
+}
+
+/// `(x W1^T + b1) * gelu(x W2^T + b2)` where the weight holds W1 above W2.
+pub(crate) fn forward_geglu<T: Product>(x: &Tensor, weight: &PackedColumns, bias: Option<&[f32]>) -> Result<Tensor> {
+    let rows = x.len() / weight.depth;
+    let width = weight.columns / 2;
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    if !width.is_multiple_of(NR) {
+        let both = forward::<T>(x, weight, bias, Activation::None, None)?;
+        return super::elementwise::geglu::<T>(&both, &shape);
+    }
+    Tensor::build::<T>(x.device(), &shape, |out| {
+        let epilogue = Epilogue {
+            bias,
+            channel_add: None,
+            activation: Activation::None,
+            residual: None,
+            out: SharedMut::new(out),
+            width,
+        };
+        product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 2, |tile| {
+            epilogue.finish_geglu(tile)
+        });
+    })
+}

@@ -1,0 +1,137 @@
+//! Group and layer normalisation. Bound: memory, one read for the statistics and one pass to apply them.
+
+use super::isa::simd;
+use super::math::activate_all;
+use crate::ops::Activation;
+use crate::tensor::Element;
+use crate::{Result, Tensor};
+use rayon::prelude::*;
+
+/// Pixels summed in f32 before the sums move on to f64: fixed, so that threads do not change the result.
+const SUM_ROWS: usize = 256;
+
+simd! {
+    /// Sums of `x - shift` and of its square for each channel.
+    fn channel_sums<T: Element>(x: &[T], shift: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+        let c = shift.len();
+        for pixel in x.chunks_exact(c) {
+            for (((x, k), s), q) in pixel.iter().zip(shift).zip(sums.iter_mut()).zip(squares.iter_mut()) {
+                let d = x.to_f32() - k;
+                *s += d;
+                *q += d * d;
+            }
+        }
+    }
+}
+
+simd! {
+    fn apply<T: Element>(x: &[T], gain: &[f32], offset: &[f32], activation: Activation, buffer: &mut [f32], out: &mut [T]) {
+        let c = gain.len();
+        for (x, o) in x.chunks_exact(c).zip(out.chunks_exact_mut(c)) {
+            buffer.iter_mut().zip(x).zip(gain.iter().zip(offset)).for_each(|((b, x), (g, t))| *b = x.to_f32() * g + t);
+            activate_all(buffer, activation);
+            o.iter_mut().zip(buffer.iter()).for_each(|(o, b)| *o = T::from_f32(*b));
+        }
+    }
+}
+
+/// Gain and offset for each channel of one picture, from the statistics of its groups.
+fn gains<T: Element>(x: &[T], c: usize, groups: usize, weight: &[f32], bias: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+    // Shifting by the first pixel keeps the sum of squares from cancelling where the mean is large.
+    let shift: Vec<f32> = x[..c].iter().map(|x| x.to_f32()).collect();
+    let partial: Vec<(Vec<f32>, Vec<f32>)> = x
+        .par_chunks(SUM_ROWS * c)
+        .map(|chunk| {
+            let (mut sums, mut squares) = (vec![0f32; c], vec![0f32; c]);
+            channel_sums(chunk, &shift, &mut sums, &mut squares);
+            (sums, squares)
+        })
+        .collect();
+    let pixels = (x.len() / c) as f64;
+    let size = c / groups;
+    let (mut gain, mut offset) = (vec![0f32; c], vec![0f32; c]);
+    for group in 0..groups {
+        let channels = group * size..(group + 1) * size;
+        let stats: Vec<(f64, f64)> = channels
+            .clone()
+            .map(|ch| {
+                let sum: f64 = partial.iter().map(|(s, _)| f64::from(s[ch])).sum();
+                let square: f64 = partial.iter().map(|(_, q)| f64::from(q[ch])).sum();
+                (f64::from(shift[ch]) + sum / pixels, (square - sum * sum / pixels).max(0.0))
+            })
+            .collect();
+        let mean = stats.iter().map(|s| s.0).sum::<f64>() / size as f64;
+        let spread: f64 = stats.iter().map(|s| s.1 + pixels * (s.0 - mean) * (s.0 - mean)).sum();
+        let inverse = 1.0 / (spread / (pixels * size as f64) + f64::from(eps)).sqrt();
+        for ch in channels {
+            let g = inverse * f64::from(weight[ch]);
+            gain[ch] = g as f32;
+            offset[ch] = (f64::from(bias[ch]) - mean * g) as f32;
+        }
+    }
+    (gain, offset)
+}
+
+/// Group normalisation of `[b, pixels.., c]` with an activation.
+pub(crate) fn group_norm<T: Element>(
+    x: &Tensor,
+    groups: usize,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (b, c) = (x.dim(0), x.last_dim());
+    let data = x.data::<T>();
+    let picture = x.len() / b.max(1);
+    Tensor::build::<T>(x.device(), x.shape(), |out| {
+        for (x, o) in data.chunks(picture.max(1)).zip(out.chunks_mut(picture.max(1))) {
+            let (gain, offset) = gains(x, c, groups, weight, bias, eps);
+            let task = (1usize << 14).div_ceil(c) * c;
+            o.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(o, x)| {
+                apply(x, &gain, &offset, activation, &mut vec![0f32; c], o);
+            });
+        }
+    })
+}
+
+/// Sum with 16 accumulators, in an order that vectors have too.
+#[inline(always)]
+fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; 16];
+    let chunks = values.chunks_exact(16);
+    let rest: f32 = chunks.remainder().iter().map(|x| term(*x)).sum();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(l, x)| *l += term(*x));
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+simd! {
+    fn layer_norm_rows<T: Element>(x: &[T], weight: &[f32], bias: Option<&[f32]>, eps: f32, buffer: &mut [f32], out: &mut [T]) {
+        let c = weight.len();
+        for (x, o) in x.chunks_exact(c).zip(out.chunks_exact_mut(c)) {
+            buffer.iter_mut().zip(x).for_each(|(b, x)| *b = x.to_f32());
+            let mean = sum(buffer, |x| x) / c as f32;
+            let variance = sum(buffer, |x| (x - mean) * (x - mean)) / c as f32;
+            let inverse = 1.0 / (variance + eps).sqrt();
+            buffer.iter_mut().zip(weight).for_each(|(b, w)| *b = (*b - mean) * inverse * w);
+            if let Some(bias) = bias {
+                buffer.iter_mut().zip(bias).for_each(|(b, t)| *b += t);
+            }
+            o.iter_mut().zip(buffer.iter()).for_each(|(o, b)| *o = T::from_f32(*b));
+        }
+    }
+}
+
+/// Layer normalisation over the last dimension.
+pub(crate) fn layer_norm<T: Element>(x: &Tensor, weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<Tensor> {
+    let c = x.last_dim();
+    let data = x.data::<T>();
+    Tensor::build::<T>(x.device(), x.shape(), |out| {
+        let task = (1usize << 14).div_ceil(c) * c;
+        out.par_chunks_mut(task).zip(data.par_chunks(task)).for_each(|(o, x)| {
+            layer_norm_rows(x, weight, bias, eps, &mut vec![0f32; c], o);
+        });
+    })
+}

@@ -1,0 +1,61 @@
+//! Errors of tensor operators.
+
+use crate::DType;
+
+/// What an operator refuses, or what the machine could not give.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A shape does not fit the operator.
+    #[error("{op}: {what} has shape {got:?}; expected {expected}")]
+    Shape {
+        /// The operator.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// The shape found.
+        got: Vec<usize>,
+        /// The shape that would be valid, in words.
+        expected: String,
+    },
+    /// An element type does not fit the operator on this device.
+    #[error("{op}: {what} has element type {got}; expected {expected}")]
+    DType {
+        /// The operator.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// The type found.
+        got: DType,
+        /// The types that would be valid.
+        expected: &'static str,
+    },
+    /// An argument is out of its range.
+    #[error("{op}: {message}")]
+    Argument {
+        /// The operator.
+        op: &'static str,
+        /// What is wrong and what would be valid.
+        message: String,
+    },
+    /// Memory could not be had.
+    #[error("out of memory: {bytes} bytes could not be allocated on {device}")]
+    OutOfMemory {
+        /// The size asked for.
+        bytes: usize,
+        /// Where.
+        device: &'static str,
+    },
+}
+
+/// The result of an operator.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn shape(op: &'static str, what: &'static str, got: &[usize], expected: impl Into<String>) -> Self {
+        Error::Shape { op, what, got: got.to_vec(), expected: expected.into() }
+    }
+
+    pub(crate) fn argument(op: &'static str, message: impl Into<String>) -> Self {
+        Error::Argument { op, message: message.into() }
+    }
+}

@@ -1,0 +1,156 @@
+//! Convolution over NHWC pictures with its epilogues.
+
+use super::Activation;
+use super::linear::{bias_of, same_dtype};
+use crate::cpu::gemm::PackedColumns;
+use crate::tensor::by_dtype;
+use crate::{DType, Error, Result, Tensor, cpu};
+
+/// Stride and zero padding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvOptions {
+    /// Step of the window in both directions.
+    pub stride: usize,
+    /// Zeros at the top, bottom, left and right.
+    pub padding: [usize; 4],
+}
+
+impl Default for ConvOptions {
+    fn default() -> Self {
+        ConvOptions { stride: 1, padding: [0; 4] }
+    }
+}
+
+impl ConvOptions {
+    /// A 3x3 window that keeps the size.
+    pub fn same3() -> Self {
+        ConvOptions { stride: 1, padding: [1; 4] }
+    }
+
+    /// The same padding on all sides.
+    pub fn padded(stride: usize, padding: usize) -> Self {
+        ConvOptions { stride, padding: [padding; 4] }
+    }
+}
+
+/// What is fused behind a convolution: `activation(conv + bias + channel_add) + residual`.
+#[derive(Clone, Copy, Default)]
+pub struct Fused<'a> {
+    /// `[b, out]`: a number for each picture and channel, such as a time embedding.
+    pub channel_add: Option<&'a Tensor>,
+    /// Applied before the residual.
+    pub activation: Activation,
+    /// `[b, oh, ow, out]`.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// A convolution whose weight was packed for the device's product. The tensor it came from may be dropped.
+pub struct Conv2d {
+    packed: PackedColumns,
+    bias: Option<Vec<f32>>,
+    dtype: DType,
+    in_channels: usize,
+    kernel: [usize; 2],
+    options: ConvOptions,
+}
+
+impl Conv2d {
+    /// Packs a weight `[out, in, kh, kw]` and a bias `[out]`, as checkpoints hold them.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or an element type that the device cannot compute with.
+    pub fn new(weight: &Tensor, bias: Option<&Tensor>, options: ConvOptions) -> Result<Conv2d> {
+        let &[n, c, kh, kw] = weight.shape() else {
+            return Err(Error::shape("conv2d", "the weight", weight.shape(), "[out, in, kh, kw]"));
+        };
+        if weight.is_empty() || options.stride == 0 {
+            return Err(Error::shape("conv2d", "the weight", weight.shape(), "sizes and a stride of at least one"));
+        }
+        let bias = bias_of("conv2d", bias, n)?;
+        let packed = by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight))?;
+        Ok(Conv2d { packed, bias, dtype: weight.dtype(), in_channels: c, kernel: [kh, kw], options })
+    }
+
+    /// Channels of the input.
+    pub fn in_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    /// Channels of the output.
+    pub fn out_channels(&self) -> usize {
+        self.packed.columns
+    }
+
+    /// The element type in which the layer computes.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// `[b, h, w, in] -> [b, oh, ow, out]`.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, None, &Fused::default())
+    }
+
+    /// As [`Conv2d::forward`], with what is fused behind it.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn forward_with(&self, x: &Tensor, fused: &Fused) -> Result<Tensor> {
+        self.run(x, None, fused)
+    }
+
+    /// Convolves the picture enlarged to twice its size by nearest neighbour, which is not stored.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn forward_upsampled(&self, x: &Tensor) -> Result<Tensor> {
+        let [_, h, w, _] = x.dims4()?;
+        self.run(x, Some([h * 2, w * 2]), &Fused::default())
+    }
+
+    /// Convolves the picture resized to `h` by `w` by nearest neighbour, which is not stored.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn forward_upsampled_to(&self, x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+        self.run(x, Some([h, w]), &Fused::default())
+    }
+
+    fn run(&self, x: &Tensor, resized: Option<[usize; 2]>, fused: &Fused) -> Result<Tensor> {
+        let [b, h, w, c] = x.dims4()?;
+        let [top, bottom, left, right] = self.options.padding;
+        let seen = resized.unwrap_or([h, w]);
+        let (ph, pw) = (seen[0] + top + bottom, seen[1] + left + right);
+        if c != self.in_channels || ph < self.kernel[0] || pw < self.kernel[1] || x.is_empty() {
+            let expected = format!(
+                "[b, h, w, {}] of at least {}x{} with padding",
+                self.in_channels, self.kernel[0], self.kernel[1]
+            );
+            return Err(Error::shape("conv2d", "the input", x.shape(), expected));
+        }
+        same_dtype("conv2d", "the input", x, self.dtype)?;
+        let out = [(ph - self.kernel[0]) / self.options.stride + 1, (pw - self.kernel[1]) / self.options.stride + 1];
+        if let Some(add) = fused.channel_add {
+            if add.shape() != [b, self.out_channels()] {
+                return Err(Error::shape(
+                    "conv2d",
+                    "the channel sum",
+                    add.shape(),
+                    format!("[{b}, {}]", self.out_channels()),
+                ));
+            }
+            same_dtype("conv2d", "the channel sum", add, self.dtype)?;
+        }
+        if let Some(r) = fused.residual {
+            if r.shape() != [b, out[0], out[1], self.out_channels()] {
+                return Err(Error::shape("conv2d", "the residual", r.shape(), "the output's shape"));
+            }
+            same_dtype("conv2d", "the residual", r, self.dtype)?;
+        }
+        by_dtype!("conv2d", "the input", self.dtype, T => cpu::conv::forward::<T>(
+            x, &self.packed, self.bias.as_deref(), self.kernel, self.options, seen, out, fused))
+    }
+}

@@ -1,0 +1,35 @@
+//! The operators: each checks its shapes and then calls the back end of the device.
+
+mod attention;
+mod conv;
+mod elementwise;
+mod linear;
+mod norm;
+mod shape;
+
+pub use attention::{KeyValue, attention};
+pub use conv::{Conv2d, ConvOptions, Fused};
+pub use elementwise::{activation, add, add_scaled, combine, scale};
+pub use linear::Linear;
+pub use norm::{group_norm, layer_norm};
+pub use shape::{
+    concat_axis1, concat_last, concat_rows, crop, embedding, repeat_rows, slice_last, split_last, upsample_nearest,
+};
+
+/// A function applied to each number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// x
+    #[default]
+    None,
+    /// x * sigmoid(x)
+    Silu,
+    /// x * Phi(x), by the error function
+    Gelu,
+    /// GELU's approximation by tanh
+    GeluTanh,
+    /// x * sigmoid(1.702 x), as OpenAI's CLIP has it
+    QuickGelu,
+    /// max(x, 0)
+    Relu,
+}

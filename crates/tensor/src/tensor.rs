@@ -1,0 +1,312 @@
+//! The tensor: contiguous numbers of one type with a shape, on a device.
+
+use crate::storage::Block;
+use crate::{Device, Error, Result};
+use half::{bf16, f16};
+use std::sync::Arc;
+
+/// Element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16: 8 bits of exponent, 7 of mantissa.
+    BF16,
+    /// IEEE half precision: storage only on the CPU.
+    F16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::BF16 | DType::F16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+        })
+    }
+}
+
+/// A Rust type that tensors hold.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    const DTYPE: DType;
+    fn to_f32(self) -> f32;
+    fn from_f32(value: f32) -> Self;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> f32 {
+        value
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    // Round to nearest even in a form that vectorises; `half` branches on NaN.
+    #[inline(always)]
+    fn from_f32(value: f32) -> bf16 {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+impl Element for f16 {
+    const DTYPE: DType = DType::F16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> f16 {
+        f16::from_f32(value)
+    }
+}
+
+/// Runs an expression with `$T` bound to the Rust type of a compute [`DType`] (f32 or bf16 on the CPU).
+macro_rules! by_dtype {
+    ($op:expr, $what:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            got @ $crate::DType::F16 => {
+                Err($crate::Error::DType { op: $op, what: $what, got, expected: "f32 or bf16 (f16 needs a GPU)" })
+            }
+        }
+    };
+}
+pub(crate) use by_dtype;
+
+/// Contiguous numbers with a shape. Clones share the memory, which nobody writes any more.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    dtype: DType,
+    device: Device,
+    storage: Arc<Block>,
+    /// First element, counted in elements.
+    offset: usize,
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({}{:?} on {})", self.dtype, self.shape, self.device)
+    }
+}
+
+/// The number of elements of a shape, or an error where it cannot be held in memory.
+pub(crate) fn elements(op: &'static str, shape: &[usize]) -> Result<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .filter(|&n| n <= isize::MAX as usize / 8)
+        .ok_or_else(|| Error::shape(op, "the result", shape, "a shape that fits in memory"))
+}
+
+impl Tensor {
+    /// A tensor from host numbers, converted to `dtype`.
+    ///
+    /// # Errors
+    /// `data` does not hold as many numbers as `shape` says, or memory runs out.
+    pub fn from_f32(device: &Device, dtype: DType, shape: &[usize], data: &[f32]) -> Result<Tensor> {
+        if elements("from_f32", shape)? != data.len() {
+            return Err(Error::shape("from_f32", "the data", &[data.len()], format!("as many as {shape:?} holds")));
+        }
+        fn fill<T: Element>(out: &mut [T], data: &[f32]) {
+            out.iter_mut().zip(data).for_each(|(o, &x)| *o = T::from_f32(x));
+        }
+        match dtype {
+            DType::F32 => Tensor::build::<f32>(device, shape, |out| out.copy_from_slice(data)),
+            DType::BF16 => Tensor::build::<bf16>(device, shape, |out| fill(out, data)),
+            DType::F16 => Tensor::build::<f16>(device, shape, |out| fill(out, data)),
+        }
+    }
+
+    /// A bf16 tensor from the bit patterns of its elements.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_f32`].
+    pub fn from_bf16_bits(device: &Device, shape: &[usize], bits: &[u16]) -> Result<Tensor> {
+        if elements("from_bf16_bits", shape)? != bits.len() {
+            return Err(Error::shape(
+                "from_bf16_bits",
+                "the data",
+                &[bits.len()],
+                format!("as many as {shape:?} holds"),
+            ));
+        }
+        Tensor::build::<bf16>(device, shape, |out| {
+            out.iter_mut().zip(bits).for_each(|(o, &x)| *o = bf16::from_bits(x));
+        })
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// Memory runs out.
+    pub fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let bytes = elements("zeros", shape)? * dtype.bytes();
+        let block = Block::new(bytes)?;
+        // SAFETY: the block has at least `bytes` bytes and no other owner.
+        unsafe { std::ptr::write_bytes(block.as_ptr(), 0, bytes) };
+        Ok(Tensor { shape: shape.to_vec(), dtype, device: *device, storage: Arc::new(block), offset: 0 })
+    }
+
+    /// Allocates a tensor of type `T` and lets `fill` write all of it.
+    pub(crate) fn build<T: Element>(device: &Device, shape: &[usize], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
+        let count = elements("allocation", shape)?;
+        let block = Block::new(count * size_of::<T>())?;
+        // SAFETY: the block is large enough, aligned for every element type, initialised, and not shared yet.
+        fill(unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<T>(), count) });
+        Ok(Tensor { shape: shape.to_vec(), dtype: T::DTYPE, device: *device, storage: Arc::new(block), offset: 0 })
+    }
+
+    /// The elements; the type must be the tensor's.
+    pub(crate) fn data<T: Element>(&self) -> &[T] {
+        assert_eq!(T::DTYPE, self.dtype, "operators check element types before they read");
+        // SAFETY: the block is initialised, aligned and outlives `self`; construction checked the range.
+        unsafe { std::slice::from_raw_parts(self.storage.as_ptr().cast::<T>().add(self.offset), self.len()) }
+    }
+
+    /// The elements as f32, on the host.
+    ///
+    /// # Errors
+    /// None on the CPU.
+    pub fn to_vec_f32(&self) -> Result<Vec<f32>> {
+        Ok(match self.dtype {
+            DType::F32 => self.data::<f32>().to_vec(),
+            DType::BF16 => self.data::<bf16>().iter().map(|x| Element::to_f32(*x)).collect(),
+            DType::F16 => self.data::<f16>().iter().map(|x| x.to_f32()).collect(),
+        })
+    }
+
+    /// The same numbers in another type; the same tensor where the type is the same.
+    ///
+    /// # Errors
+    /// Memory runs out.
+    pub fn cast(&self, dtype: DType) -> Result<Tensor> {
+        if dtype == self.dtype {
+            return Ok(self.clone());
+        }
+        if let (DType::BF16, DType::F32) = (self.dtype, dtype) {
+            return Tensor::build::<f32>(&self.device, &self.shape, |out| {
+                crate::cpu::elementwise::widen(self.data::<bf16>(), out);
+            });
+        }
+        if let (DType::F32, DType::BF16) = (self.dtype, dtype) {
+            return Tensor::build::<bf16>(&self.device, &self.shape, |out| {
+                crate::cpu::elementwise::narrow(self.data::<f32>(), out);
+            });
+        }
+        Tensor::from_f32(&self.device, dtype, &self.shape, &self.to_vec_f32()?)
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Size of dimension `i`; 1 where there is none.
+    pub fn dim(&self, i: usize) -> usize {
+        self.shape.get(i).copied().unwrap_or(1)
+    }
+
+    /// Size of the last dimension.
+    pub fn last_dim(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// The shape of a token sequence `[b, n, c]`.
+    ///
+    /// # Errors
+    /// The tensor has another number of dimensions.
+    pub fn dims3(&self) -> Result<[usize; 3]> {
+        self.shape
+            .as_slice()
+            .try_into()
+            .map_err(|_| Error::shape("dims3", "the tensor", &self.shape, "three dimensions"))
+    }
+
+    /// The shape of a picture `[b, h, w, c]`.
+    ///
+    /// # Errors
+    /// The tensor has another number of dimensions.
+    pub fn dims4(&self) -> Result<[usize; 4]> {
+        self.shape
+            .as_slice()
+            .try_into()
+            .map_err(|_| Error::shape("dims4", "the tensor", &self.shape, "four dimensions"))
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same elements under another shape; the memory is shared.
+    ///
+    /// # Errors
+    /// The shapes hold different numbers of elements.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
+        if elements("reshape", shape)? != self.len() {
+            return Err(Error::shape("reshape", "the tensor", &self.shape, format!("as many elements as {shape:?}")));
+        }
+        Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// `count` entries of the first dimension from `start`; the memory is shared.
+    ///
+    /// # Errors
+    /// The range leaves the tensor.
+    pub fn rows(&self, start: usize, count: usize) -> Result<Tensor> {
+        let total = self.dim(0);
+        if self.shape.is_empty() || start.checked_add(count).is_none_or(|end| end > total) {
+            return Err(Error::argument("rows", format!("rows {start}+{count} of {total} do not exist")));
+        }
+        let stride: usize = self.shape[1..].iter().product();
+        let mut shape = self.shape.clone();
+        shape[0] = count;
+        Ok(Tensor { shape, offset: self.offset + start * stride, ..self.clone() })
+    }
+}

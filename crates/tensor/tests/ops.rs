@@ -1,0 +1,278 @@
+//! Operators against straightforward loops in f64, over odd shapes, in every compute type.
+
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear};
+use tensor::{DType, Device, Tensor};
+
+/// Deterministic numbers in [-1, 1).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
+        let data: Vec<f32> = (0..shape.iter().product()).map(|_| self.next()).collect();
+        Tensor::from_f32(&Device::Cpu, dtype, shape, &data).unwrap()
+    }
+}
+
+/// The numbers that the tensor holds, after rounding to its type.
+fn values(t: &Tensor) -> Vec<f64> {
+    t.to_vec_f32().unwrap().iter().map(|&x| f64::from(x)).collect()
+}
+
+#[track_caller]
+fn close(got: &Tensor, want: &[f64]) {
+    let tolerance = if got.dtype() == DType::F32 { 2e-6 } else { 6e-3 };
+    let got = values(got);
+    assert_eq!(got.len(), want.len());
+    let error: f64 = got.iter().zip(want).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+    let norm: f64 = want.iter().map(|b| b * b).sum::<f64>().sqrt();
+    assert!(error <= tolerance * norm.max(1e-9), "relative error {}", error / norm);
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// erf by its series, for the reference only; beyond 4 it is 1 to eight digits.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 4.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..120 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x / 2f64.sqrt()))
+}
+
+const TYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+#[test]
+fn linear_with_its_epilogues() {
+    for dtype in TYPES {
+        for (m, k, n) in [(1, 1, 1), (2, 3, 5), (13, 17, 33), (97, 255, 64), (5, 600, 130), (200, 513, 1100)] {
+            let mut noise = Noise(m as u64);
+            let (x, w, b, r) = (
+                noise.tensor(dtype, &[m, k]),
+                noise.tensor(dtype, &[n, k]),
+                noise.tensor(dtype, &[n]),
+                noise.tensor(dtype, &[m, n]),
+            );
+            let (xv, wv, bv, rv) = (values(&x), values(&w), values(&b), values(&r));
+            let product: Vec<f64> = (0..m * n)
+                .map(|i| (0..k).map(|j| xv[i / n * k + j] * wv[i % n * k + j]).sum::<f64>() + bv[i % n])
+                .collect();
+            let layer = Linear::new(&w, Some(&b)).unwrap();
+            close(&layer.forward(&x).unwrap(), &product);
+            let fused: Vec<f64> = product.iter().zip(&rv).map(|(p, r)| silu(*p) + r).collect();
+            close(&layer.forward_with(&x, Activation::Silu, Some(&r)).unwrap(), &fused);
+        }
+    }
+}
+
+#[test]
+fn gated_gelu_by_halves() {
+    for dtype in TYPES {
+        for (m, k, n) in [(3, 8, 10), (30, 40, 64), (100, 70, 192)] {
+            let mut noise = Noise(n as u64);
+            let (x, w, b) = (noise.tensor(dtype, &[2, m, k]), noise.tensor(dtype, &[n, k]), noise.tensor(dtype, &[n]));
+            let (xv, wv, bv) = (values(&x), values(&w), values(&b));
+            let at = |row: usize, j: usize| (0..k).map(|i| xv[row * k + i] * wv[j * k + i]).sum::<f64>() + bv[j];
+            let want: Vec<f64> = (0..2 * m * n / 2)
+                .map(|i| at(i / (n / 2), i % (n / 2)) * gelu(at(i / (n / 2), i % (n / 2) + n / 2)))
+                .collect();
+            let got = Linear::new(&w, Some(&b)).unwrap().forward_geglu(&x).unwrap();
+            assert_eq!(got.shape(), [2, m, n / 2]);
+            close(&got, &want);
+        }
+    }
+}
+
+#[test]
+fn convolution_of_odd_shapes() {
+    let rows = [
+        ([1, 5, 7, 3], 8, [3, 3], ConvOptions::same3(), [5, 7]),
+        ([2, 8, 6, 5], 33, [3, 3], ConvOptions { stride: 2, padding: [0, 1, 0, 1] }, [8, 6]),
+        ([1, 9, 9, 40], 12, [1, 1], ConvOptions::default(), [9, 9]),
+        ([2, 4, 5, 64], 20, [3, 3], ConvOptions::same3(), [8, 10]),
+        ([1, 3, 4, 6], 4, [3, 3], ConvOptions::same3(), [5, 7]),
+        ([1, 16, 16, 4], 6, [4, 4], ConvOptions::padded(4, 0), [16, 16]),
+    ];
+    for dtype in TYPES {
+        for (shape, n, [kh, kw], options, seen) in rows {
+            let [b, h, w, c] = shape;
+            let mut noise = Noise(n as u64);
+            let (x, weight, bias) =
+                (noise.tensor(dtype, &shape), noise.tensor(dtype, &[n, c, kh, kw]), noise.tensor(dtype, &[n]));
+            let (xv, wv, bv) = (values(&x), values(&weight), values(&bias));
+            let oh = (seen[0] + options.padding[0] + options.padding[1] - kh) / options.stride + 1;
+            let ow = (seen[1] + options.padding[2] + options.padding[3] - kw) / options.stride + 1;
+            let at = |p: usize, y: isize, x: isize, ch: usize| {
+                if y < 0 || x < 0 || y >= seen[0] as isize || x >= seen[1] as isize {
+                    return 0.0;
+                }
+                let (sy, sx) = (y as usize * h / seen[0], x as usize * w / seen[1]);
+                xv[((p * h + sy) * w + sx) * c + ch]
+            };
+            let mut want = Vec::new();
+            for i in 0..b * oh * ow * n {
+                let (o, px) = (i % n, i / n);
+                let (p, oy, ox) = (px / (oh * ow), px / ow % oh, px % ow);
+                let mut sum = bv[o];
+                for (ky, kx, ch) in (0..kh * kw * c).map(|j| (j / (kw * c), j / c % kw, j % c)) {
+                    let y = (oy * options.stride + ky) as isize - options.padding[0] as isize;
+                    let x = (ox * options.stride + kx) as isize - options.padding[2] as isize;
+                    sum += at(p, y, x, ch) * wv[((o * c + ch) * kh + ky) * kw + kx];
+                }
+                want.push(sum);
+            }
+            let conv = Conv2d::new(&weight, Some(&bias), options).unwrap();
+            if seen == [h, w] {
+                close(&conv.forward(&x).unwrap(), &want);
+                let (add, residual) = (noise.tensor(dtype, &[b, n]), noise.tensor(dtype, &[b, oh, ow, n]));
+                let (av, rv) = (values(&add), values(&residual));
+                let fused: Vec<f64> =
+                    want.iter().enumerate().map(|(i, x)| silu(x + av[i / (n * oh * ow) * n + i % n]) + rv[i]).collect();
+                let with = Fused { channel_add: Some(&add), activation: Activation::Silu, residual: Some(&residual) };
+                close(&conv.forward_with(&x, &with).unwrap(), &fused);
+            } else {
+                close(&conv.forward_upsampled_to(&x, seen[0], seen[1]).unwrap(), &want);
+            }
+        }
+    }
+}
+
+/// Softmax attention in f64.
+fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, causal: bool) -> Vec<f64> {
+    let ([b, n, width], m) = (q.dims3().unwrap(), k.dim(1));
+    let d = width / heads;
+    let (qv, kv, vv) = (values(q), values(k), values(v));
+    let mut out = vec![0.0; b * n * width];
+    for (p, h, i) in (0..b * heads * n).map(|x| (x / (heads * n), x / n % heads, x % n)) {
+        let keys = if causal { i + 1 } else { m };
+        let score = |j: usize| {
+            (0..d).map(|e| qv[(p * n + i) * width + h * d + e] * kv[(p * m + j) * width + h * d + e]).sum::<f64>()
+                * scale
+        };
+        let weights: Vec<f64> = (0..keys).map(|j| score(j).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for e in 0..d {
+            out[(p * n + i) * width + h * d + e] =
+                (0..keys).map(|j| weights[j] * vv[(p * m + j) * width + h * d + e]).sum::<f64>() / total;
+        }
+    }
+    out
+}
+
+#[test]
+fn attention_with_two_branches() {
+    for dtype in TYPES {
+        for (b, n, m, heads, d, causal) in [
+            (1, 1, 1, 1, 1, false),
+            (2, 5, 7, 3, 5, false),
+            (1, 77, 77, 2, 16, true),
+            (1, 100, 600, 2, 64, false),
+            (1, 300, 300, 1, 40, true),
+            (1, 9, 513, 1, 96, false),
+        ] {
+            let mut noise = Noise(n as u64);
+            let width = heads * d;
+            let (q, k, v) = (
+                noise.tensor(dtype, &[b, n, width]),
+                noise.tensor(dtype, &[b, m, width]),
+                noise.tensor(dtype, &[b, m, width]),
+            );
+            let (k2, v2) = (noise.tensor(dtype, &[b, 16, width]), noise.tensor(dtype, &[b, 16, width]));
+            let scale = 1.3;
+            let first = attention(&q, &k, &v, heads, scale, causal);
+            let kv = KeyValue { k: &k, v: &v };
+            close(&ops::attention(&q, kv, heads, scale as f32, causal, None).unwrap(), &first);
+            let second = attention(&q, &k2, &v2, heads, scale, false);
+            let both: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a + 0.75 * b).collect();
+            let kv2 = KeyValue { k: &k2, v: &v2 };
+            close(&ops::attention(&q, kv, heads, scale as f32, causal, Some((kv2, 0.75))).unwrap(), &both);
+        }
+    }
+}
+
+#[test]
+fn normalisation() {
+    for dtype in TYPES {
+        for (b, n, c, groups) in [(1, 1, 4, 2), (2, 35, 12, 3), (2, 700, 64, 32), (1, 3, 5, 5)] {
+            let mut noise = Noise(n as u64);
+            let x = noise.tensor(dtype, &[b, n, c]);
+            // A mean far from zero, as deep activations have it.
+            let x =
+                ops::add(&x, &Tensor::from_f32(&Device::Cpu, dtype, x.shape(), &vec![5.0; x.len()]).unwrap()).unwrap();
+            let (w, t) = (noise.tensor(DType::F32, &[c]), noise.tensor(DType::F32, &[c]));
+            let (xv, wv, tv) = (values(&x), values(&w), values(&t));
+            let normalised = |members: Vec<usize>, i: usize| {
+                let mean = members.iter().map(|&j| xv[j]).sum::<f64>() / members.len() as f64;
+                let variance = members.iter().map(|&j| (xv[j] - mean).powi(2)).sum::<f64>() / members.len() as f64;
+                (xv[i] - mean) / (variance + 1e-5).sqrt() * wv[i % c] + tv[i % c]
+            };
+            let size = c / groups;
+            let group = |i: usize| {
+                let first = i / (n * c) * n * c;
+                (first..first + n * c).filter(|j| j % c / size == i % c / size).collect()
+            };
+            let cases: Vec<usize> = (0..x.len()).step_by(if x.len() > 5000 { 997 } else { 1 }).collect();
+            let pick = |t: &Tensor| {
+                let all = t.to_vec_f32().unwrap();
+                Tensor::from_f32(
+                    &Device::Cpu,
+                    t.dtype(),
+                    &[cases.len()],
+                    &cases.iter().map(|&i| all[i]).collect::<Vec<_>>(),
+                )
+                .unwrap()
+            };
+            let want: Vec<f64> = cases.iter().map(|&i| silu(normalised(group(i), i))).collect();
+            close(&pick(&ops::group_norm(&x, groups, &w, &t, 1e-5, Activation::Silu).unwrap()), &want);
+            let want: Vec<f64> = cases.iter().map(|&i| normalised((i / c * c..i / c * c + c).collect(), i)).collect();
+            if c > 4 {
+                close(&pick(&ops::layer_norm(&x, &w, Some(&t), 1e-5).unwrap()), &want);
+            }
+        }
+    }
+}
+
+#[test]
+fn elementwise_and_shapes() {
+    let mut noise = Noise(1);
+    let (a, b) = (noise.tensor(DType::F32, &[2, 3, 4, 6]), noise.tensor(DType::F32, &[2, 3, 4, 6]));
+    let (av, bv) = (values(&a), values(&b));
+    close(
+        &ops::combine(&[(0.5, &a), (-2.0, &b)]).unwrap(),
+        &av.iter().zip(&bv).map(|(a, b)| 0.5 * a - 2.0 * b).collect::<Vec<_>>(),
+    );
+    close(&ops::activation(&a, Activation::Gelu).unwrap(), &av.iter().map(|x| gelu(*x)).collect::<Vec<_>>());
+    let quick: Vec<f64> = av.iter().map(|x| x / (1.0 + (-1.702 * x).exp())).collect();
+    close(&ops::activation(&a, Activation::QuickGelu).unwrap(), &quick);
+    let joined = ops::concat_last(&[&a, &b]).unwrap();
+    assert_eq!(joined.shape(), [2, 3, 4, 12]);
+    let halves = ops::split_last(&joined, 2).unwrap();
+    assert_eq!(halves[1].to_vec_f32().unwrap(), b.to_vec_f32().unwrap());
+    assert_eq!(ops::concat_rows(&[&a, &b]).unwrap().rows(2, 2).unwrap().to_vec_f32().unwrap(), b.to_vec_f32().unwrap());
+    let window = ops::crop(&a, 1, 2, 2, 2).unwrap().to_vec_f32().unwrap();
+    assert_eq!(f64::from(window[0]), av[(4 + 2) * 6]);
+    let large = ops::upsample_nearest(&a, 6, 8).unwrap().to_vec_f32().unwrap();
+    assert_eq!(f64::from(large[(5 * 8 + 7) * 6]), av[(2 * 4 + 3) * 6]);
+    assert_eq!(
+        ops::embedding(&a.reshape(&[24, 6]).unwrap(), &[3]).unwrap().to_vec_f32().unwrap(),
+        a.to_vec_f32().unwrap()[18..24]
+    );
+    assert!(ops::embedding(&a.reshape(&[24, 6]).unwrap(), &[24]).is_err());
+    assert!(ops::add(&a, &joined).unwrap_err().to_string().contains("[2, 3, 4, 12]"));
+    let half = a.cast(DType::F16).unwrap();
+    assert!(ops::scale(&half, 2.0).unwrap_err().to_string().contains("GPU"));
+}
