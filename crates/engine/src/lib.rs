@@ -1,1 +1,6 @@
-//! The `engine` crate.
+//! Request to plan to image.
+
+mod error;
+pub mod prompt;
+
+pub use error::{Error, Result};

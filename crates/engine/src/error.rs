@@ -1,0 +1,42 @@
+//! What the engine refuses, and what can go wrong in it.
+
+use std::path::PathBuf;
+
+/// An error of the engine. Every message is a sentence that names the thing, its value and what would be valid.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something the user gave cannot be used (exit status 2).
+    #[error("{0}")]
+    Refused(String),
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The caller asked to stop.
+    #[error("stopped on request")]
+    Cancelled,
+    /// An operator failed.
+    #[error(transparent)]
+    Tensor(#[from] tensor::Error),
+}
+
+/// The engine's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A refusal in the user's words.
+    pub(crate) fn refused<T>(sentence: impl Into<String>) -> Result<T> {
+        Err(Error::Refused(sentence.into()))
+    }
+
+    /// For `map_err` on what the file system returns.
+    pub(crate) fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let path = path.to_path_buf();
+        move |source| Error::File { path, source }
+    }
+}
