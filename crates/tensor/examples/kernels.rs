@@ -1,0 +1,74 @@
+//! Times the operators at SDXL's shapes: `cargo run --release -p tensor --example kernels [f32|bf16]`.
+
+use std::time::Instant;
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, KeyValue, Linear};
+use tensor::{DType, Device, Tensor};
+
+fn noise(dtype: DType, shape: &[usize]) -> Tensor {
+    let mut state = 1u64;
+    let data: Vec<f32> = (0..shape.iter().product())
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_f32(&Device::Cpu, dtype, shape, &data).expect("memory")
+}
+
+/// Prints the median of five runs and what it makes of `flop` operations.
+fn time(name: &str, flop: f64, mut run: impl FnMut()) {
+    run();
+    let mut times: Vec<f64> = (0..5)
+        .map(|_| {
+            let begin = Instant::now();
+            run();
+            begin.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    println!("{name:45} {:9.2} ms {:8.3} TFLOP/s", times[2] * 1e3, flop / times[2] / 1e12);
+}
+
+fn main() {
+    let types = match std::env::args().nth(1).as_deref() {
+        Some("f32") => vec![DType::F32],
+        Some("bf16") => vec![DType::BF16],
+        _ => vec![DType::F32, DType::BF16],
+    };
+    for dtype in types {
+        for (m, k, n) in [(2048, 1280, 1280), (8192, 640, 640), (2048, 5120, 1280), (154, 2048, 1280)] {
+            let (x, w) = (noise(dtype, &[m, k]), noise(dtype, &[n, k]));
+            let layer = Linear::new(&w, None).expect("shapes fit");
+            time(&format!("{dtype} linear {m}x{k} -> {n}"), 2.0 * (m * k * n) as f64, || {
+                layer.forward(&x).expect("shapes fit");
+            });
+        }
+        let (x, w) = (noise(dtype, &[2048, 1280]), noise(dtype, &[10240, 1280]));
+        let layer = Linear::new(&w, None).expect("shapes fit");
+        time(&format!("{dtype} geglu 2048x1280 -> 5120"), 2.0 * 2048.0 * 1280.0 * 10240.0, || {
+            layer.forward_geglu(&x).expect("shapes fit");
+        });
+        for (size, c, n) in [(128, 320, 320), (64, 640, 640), (32, 1280, 1280)] {
+            let (x, w) = (noise(dtype, &[1, size, size, c]), noise(dtype, &[n, c, 3, 3]));
+            let conv = Conv2d::new(&w, None, ConvOptions::same3()).expect("shapes fit");
+            time(&format!("{dtype} conv3x3 {size}x{size}x{c} -> {n}"), 18.0 * (size * size * c * n) as f64, || {
+                conv.forward(&x).expect("shapes fit");
+            });
+        }
+        for (n, m, heads) in [(4096, 4096, 10), (1024, 1024, 20), (4096, 77, 10)] {
+            let (q, k, v) =
+                (noise(dtype, &[1, n, heads * 64]), noise(dtype, &[1, m, heads * 64]), noise(dtype, &[1, m, heads * 64]));
+            time(&format!("{dtype} attention {n}x{m}, {heads} heads of 64"), 4.0 * (n * m * heads * 64) as f64, || {
+                ops::attention(&q, KeyValue { k: &k, v: &v }, heads, 0.125, false, None).expect("shapes fit");
+            });
+        }
+        let x = noise(dtype, &[1, 128, 128, 320]);
+        let (w, b) = (noise(DType::F32, &[320]), noise(DType::F32, &[320]));
+        time(&format!("{dtype} group norm + SiLU 128x128x320"), 0.0, || {
+            ops::group_norm(&x, 32, &w, &b, 1e-5, Activation::Silu).expect("shapes fit");
+        });
+        time(&format!("{dtype} layer norm 16384x320"), 0.0, || {
+            ops::layer_norm(&x, &w, Some(&b), 1e-5).expect("shapes fit");
+        });
+    }
+}
