@@ -59,12 +59,9 @@ impl Number for u16 {
 /// All elements in row-major order, and whether all of them are finite.
 pub(crate) fn convert<T: Number>(tensor: &Stored) -> Result<(Vec<T>, bool)> {
     tensor.storage.unchanged()?;
+    tensor.storage.verify()?;
     let mut out = vec![T::default(); tensor.len()];
-    let finite = if tensor.is_contiguous() {
-        read_contiguous(tensor, &mut out)?
-    } else {
-        gather(tensor, &mut out)?
-    };
+    let finite = if tensor.is_contiguous() { read_contiguous(tensor, &mut out)? } else { gather(tensor, &mut out)? };
     tensor.storage.unchanged()?;
     Ok((out, finite))
 }
@@ -83,32 +80,17 @@ fn read_contiguous<T: Number>(tensor: &Stored, out: &mut [T]) -> Result<bool> {
         Ok(decode(tensor.dtype, buffer, out))
     };
     if out.len() <= PIECE {
-        return if out.is_empty() {
-            Ok(true)
-        } else {
-            piece(&mut Vec::new(), (0, out))
-        };
+        return if out.is_empty() { Ok(true) } else { piece(&mut Vec::new(), (0, out)) };
     }
-    out.par_chunks_mut(PIECE)
-        .enumerate()
-        .map_init(Vec::new, piece)
-        .try_reduce(|| true, |a, b| Ok(a & b))
+    out.par_chunks_mut(PIECE).enumerate().map_init(Vec::new, piece).try_reduce(|| true, |a, b| Ok(a & b))
 }
 
 /// The slow way, for transposed and otherwise strided windows: the span of the window is read whole, then picked from.
 fn gather<T: Number>(tensor: &Stored, out: &mut [T]) -> Result<bool> {
     let size = tensor.dtype.size();
-    let span: usize = tensor
-        .shape
-        .iter()
-        .zip(&tensor.strides)
-        .map(|(&n, &s)| (n - 1) * s)
-        .sum::<usize>()
-        + 1;
+    let span: usize = tensor.shape.iter().zip(&tensor.strides).map(|(&n, &s)| (n - 1) * s).sum::<usize>() + 1;
     let mut bytes = vec![0; span * size];
-    tensor
-        .storage
-        .read((tensor.offset * size) as u64, &mut bytes)?;
+    tensor.storage.read((tensor.offset * size) as u64, &mut bytes)?;
     let mut all = vec![T::default(); span];
     // Elements in the span that are not part of the tensor may be anything: only those picked are checked.
     decode(tensor.dtype, &bytes, &mut all);
@@ -138,9 +120,7 @@ fn decode<T: Number>(dtype: Dtype, bytes: &[u8], out: &mut [T]) -> bool {
         Dtype::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
         Dtype::F32 => each(bytes, out, f32::from_le_bytes),
         Dtype::F16 => each(bytes, out, |b| f16_to_f32(u16::from_le_bytes(b))),
-        Dtype::BF16 => each(bytes, out, |b| {
-            f32::from_bits((u16::from_le_bytes(b) as u32) << 16)
-        }),
+        Dtype::BF16 => each(bytes, out, |b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
         Dtype::F8E4M3 => each(bytes, out, |[b]: [u8; 1]| f8e4m3_to_f32(b)),
         // The upper half of an f16.
         Dtype::F8E5M2 => each(bytes, out, |[b]: [u8; 1]| f16_to_f32((b as u16) << 8)),
@@ -157,11 +137,7 @@ fn decode<T: Number>(dtype: Dtype, bytes: &[u8], out: &mut [T]) -> bool {
 }
 
 #[inline(always)]
-fn each<const N: usize, T: Number>(
-    bytes: &[u8],
-    out: &mut [T],
-    value: impl Fn([u8; N]) -> f32,
-) -> bool {
+fn each<const N: usize, T: Number>(bytes: &[u8], out: &mut [T], value: impl Fn([u8; N]) -> f32) -> bool {
     let mut finite = true;
     for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
         *out = T::from_f32(value(*bytes));
@@ -206,22 +182,12 @@ mod tests {
             assert_eq!(f16_to_f32(bits), value, "{bits:04x}");
         }
         assert!(f16_to_f32(0x8000).is_sign_negative());
-        assert!(
-            f16_to_f32(0x7c00).is_infinite()
-                && f16_to_f32(0xfc00) < 0.0
-                && f16_to_f32(0x7e00).is_nan()
-        );
+        assert!(f16_to_f32(0x7c00).is_infinite() && f16_to_f32(0xfc00) < 0.0 && f16_to_f32(0x7e00).is_nan());
     }
 
     #[test]
     fn eight_bit_floats_are_exact() {
-        for (bits, value) in [
-            (0x38, 1.0),
-            (0x7e, 448.0),
-            (0x01, 0.001_953_125),
-            (0x08, 0.015_625),
-            (0xb8, -1.0),
-        ] {
+        for (bits, value) in [(0x38, 1.0), (0x7e, 448.0), (0x01, 0.001_953_125), (0x08, 0.015_625), (0xb8, -1.0)] {
             assert_eq!(f8e4m3_to_f32(bits), value, "{bits:02x}");
         }
         assert!(f8e4m3_to_f32(0x7f).is_nan() && f8e4m3_to_f32(0xff).is_nan());
@@ -229,19 +195,10 @@ mod tests {
 
     #[test]
     fn bf16_rounds_to_even_and_keeps_nan_out() {
-        for (x, bits) in [
-            (1.0, 0x3f80),
-            (f32::from_bits(0x3f80_8000), 0x3f80),
-            (f32::from_bits(0x3f81_8000), 0x3f82),
-        ] {
+        for (x, bits) in [(1.0, 0x3f80), (f32::from_bits(0x3f80_8000), 0x3f80), (f32::from_bits(0x3f81_8000), 0x3f82)] {
             assert_eq!(u16::from_f32(x), bits);
         }
-        for x in [
-            f32::NAN,
-            f32::from_bits(0x7fff_ffff),
-            f32::INFINITY,
-            f32::MAX,
-        ] {
+        for x in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::INFINITY, f32::MAX] {
             assert!(!Number::is_finite(u16::from_f32(x)), "{x}");
         }
     }

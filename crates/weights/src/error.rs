@@ -71,11 +71,7 @@ pub enum Error {
         expected: String,
     },
     /// A tensor that the model needs is not there.
-    #[error(
-        "{} is missing from {file}; this model needs it{}",
-        Quoted(name),
-        Expected(expected)
-    )]
+    #[error("{} is missing from {file}; this model needs it{}", Quoted(name), Expected(expected))]
     Missing {
         /// The full name.
         name: String,
@@ -85,10 +81,7 @@ pub enum Error {
         expected: Option<Vec<usize>>,
     },
     /// A tensor has another shape than the model's.
-    #[error(
-        "{} in {file} is {found:?}; this model needs {expected:?}",
-        Quoted(name)
-    )]
+    #[error("{} in {file} is {found:?}; this model needs {expected:?}", Quoted(name))]
     Misshapen {
         /// The full name.
         name: String,
@@ -116,25 +109,15 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Error {
-        Error::Io {
-            path: path.to_owned(),
-            source,
-        }
+        Error::Io { path: path.to_owned(), source }
     }
 
     pub(crate) fn malformed(path: &Path, format: &'static str, reason: impl Into<String>) -> Error {
-        Error::Malformed {
-            path: path.to_owned(),
-            format,
-            reason: reason.into(),
-        }
+        Error::Malformed { path: path.to_owned(), format, reason: reason.into() }
     }
 
     pub(crate) fn unsupported(path: &Path, reason: impl Into<String>) -> Error {
-        Error::Unsupported {
-            path: path.to_owned(),
-            reason: reason.into(),
-        }
+        Error::Unsupported { path: path.to_owned(), reason: reason.into() }
     }
 }
 

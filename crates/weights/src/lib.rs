@@ -7,17 +7,27 @@
 //! Files are read with positioned reads and not mapped into memory: a file that is cut while it is being read then gives
 //! an error, where touching a mapped page would end the process, and no page stays counted as the program's own.
 
+mod adapter;
 mod convert;
 mod dtype;
 mod error;
+mod file;
+mod folder;
+mod kind;
+mod layout;
 mod random;
 mod safetensors;
 mod source;
 mod stored;
 mod table;
+mod torch;
 mod view;
 
+pub use adapter::{IpAdapter, ip_adapter};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use folder::{Folder, config};
+pub use kind::{Family, Kind, describe, family, identify};
+pub use layout::{Components, Prediction, controlnet, sd15_checkpoint, sdxl_checkpoint, unet, vae};
 pub use table::{Scope, Weights};
 pub use view::View;

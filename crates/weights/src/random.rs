@@ -9,24 +9,20 @@ const PIECE: usize = 1 << 16;
 /// The same values for the same seed, name and shape, on any number of threads.
 pub(crate) fn fill<T: Number>(seed: u64, name: &str, shape: &[usize]) -> Vec<T> {
     let (centre, spread) = scale(name, shape);
-    let key = name
-        .bytes()
-        .fold(mix(seed), |key, byte| mix(key ^ byte as u64));
+    let key = name.bytes().fold(mix(seed), |key, byte| mix(key ^ byte as u64));
     let mut out = vec![T::default(); shape.iter().product()];
-    out.par_chunks_mut(PIECE)
-        .enumerate()
-        .for_each(|(piece, out)| {
-            let mut state = mix(key ^ piece as u64);
-            // Four 16-bit draws from each 64-bit state.
-            for four in out.chunks_mut(4) {
-                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                let bits = mix(state);
-                for (i, value) in four.iter_mut().enumerate() {
-                    let unit = (bits >> (16 * i)) as u16 as i16 as f32 * (1.0 / 32768.0);
-                    *value = T::from_f32(centre + spread * unit);
-                }
+    out.par_chunks_mut(PIECE).enumerate().for_each(|(piece, out)| {
+        let mut state = mix(key ^ piece as u64);
+        // Four 16-bit draws from each 64-bit state.
+        for four in out.chunks_mut(4) {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let bits = mix(state);
+            for (i, value) in four.iter_mut().enumerate() {
+                let unit = (bits >> (16 * i)) as u16 as i16 as f32 * (1.0 / 32768.0);
+                *value = T::from_f32(centre + spread * unit);
             }
-        });
+        }
+    });
     out
 }
 
@@ -36,11 +32,7 @@ fn scale(name: &str, shape: &[usize]) -> (f32, f32) {
         let fan_in: usize = shape[1..].iter().product();
         return (0.0, (3.0 / fan_in.max(1) as f32).sqrt());
     }
-    if name.ends_with("weight") {
-        (1.0, 0.02)
-    } else {
-        (0.0, 0.02)
-    }
+    if name.ends_with("weight") { (1.0, 0.02) } else { (0.0, 0.02) }
 }
 
 /// SplitMix64's finaliser.

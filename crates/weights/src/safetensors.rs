@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -19,19 +18,11 @@ use crate::table::{Entry, Weights};
 const FORMAT: &str = "safetensors";
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// Opens a safetensors file.
-pub(crate) fn open(path: &Path) -> Result<Weights> {
-    read(Arc::new(Source::open(path)?))
-}
-
+/// Reads a safetensors file; the tensors' bytes stay in it.
 pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
     let path = source.path().to_owned();
     let bad = |reason: String| Error::malformed(&path, FORMAT, reason);
-    let truncated = |need| Error::Truncated {
-        path: path.clone(),
-        have: source.len(),
-        need,
-    };
+    let truncated = |need| Error::Truncated { path: path.clone(), have: source.len(), need };
 
     if source.len() < 8 {
         return Err(truncated(8));
@@ -40,31 +31,23 @@ pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
     source.read(0, &mut length)?;
     let length = u64::from_le_bytes(length);
     if length > LONGEST_HEADER {
-        return Err(bad(format!(
-            "its header claims {length} bytes and at most {LONGEST_HEADER} are allowed"
-        )));
+        return Err(bad(format!("its header claims {length} bytes and at most {LONGEST_HEADER} are allowed")));
     }
     let start = 8 + length;
     if start > source.len() {
         return Err(truncated(start));
     }
     let json = source.read_vec(8, length as usize)?;
-    let header: Header =
-        serde_json::from_slice(&json).map_err(|e| bad(format!("its header is wrong: {e}")))?;
+    let header: Header = serde_json::from_slice(&json).map_err(|e| bad(format!("its header is wrong: {e}")))?;
     drop(json);
 
     let end = check_ranges(&header.tensors).map_err(bad)?;
-    let need = start
-        .checked_add(end)
-        .ok_or_else(|| bad(format!("it claims {end} bytes of tensors")))?;
+    let need = start.checked_add(end).ok_or_else(|| bad(format!("it claims {end} bytes of tensors")))?;
     if need > source.len() {
         return Err(truncated(need));
     }
     if need < source.len() {
-        return Err(bad(format!(
-            "{} bytes follow its last tensor",
-            source.len() - need
-        )));
+        return Err(bad(format!("{} bytes follow its last tensor", source.len() - need)));
     }
 
     let mut entries = BTreeMap::new();
@@ -73,16 +56,13 @@ pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
             source: source.clone(),
             start: start + info.from,
             len: info.to - info.from,
+            checksum: None,
         };
         let tensor = Stored::contiguous(storage, info.dtype, info.shape)
             .map_err(|reason| bad(format!("{}: {reason}", Quoted(&name))))?;
         entries.insert(name, Entry::new(tensor));
     }
-    Ok(Weights::new(
-        &path.display().to_string(),
-        entries,
-        header.metadata,
-    ))
+    Ok(Weights::new(&path.display().to_string(), entries, header.metadata))
 }
 
 /// Checks that the ranges follow each other without gap or overlap and are as long as shapes and types say; returns
@@ -94,15 +74,8 @@ fn check_ranges(tensors: &BTreeMap<String, Info>) -> std::result::Result<u64, St
     for (name, info) in order {
         let name = Quoted(name);
         if info.from != end {
-            let what = if info.from > end {
-                "leaves a gap after"
-            } else {
-                "overlaps"
-            };
-            return Err(format!(
-                "{name} starts at {} and {what} the tensor that ends at {end}",
-                info.from
-            ));
+            let what = if info.from > end { "leaves a gap after" } else { "overlaps" };
+            return Err(format!("{name} starts at {} and {what} the tensor that ends at {end}", info.from));
         }
         let size = count(&info.shape).and_then(|n| n.checked_mul(info.dtype.size()));
         if size.map(|n| n as u64) != info.to.checked_sub(info.from) {
@@ -139,10 +112,7 @@ impl<'de> Deserialize<'de> for Header {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Header, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
                 let mut header = Header::default();
                 let mut has_metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
@@ -154,10 +124,7 @@ impl<'de> Deserialize<'de> for Header {
                         header.tensors.insert(name.clone(), info).is_some()
                     };
                     if twice {
-                        return Err(A::Error::custom(format_args!(
-                            "{} appears twice",
-                            Quoted(&name)
-                        )));
+                        return Err(A::Error::custom(format_args!("{} appears twice", Quoted(&name))));
                     }
                 }
                 Ok(header)
@@ -177,22 +144,14 @@ impl<'de> Deserialize<'de> for Info {
                 f.write_str("a tensor's dtype, shape and data_offsets")
             }
 
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> std::result::Result<Info, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Info, A::Error> {
                 let (mut dtype, mut shape, mut offsets) = (None, None, None);
                 while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
                     match &*key {
                         "dtype" => {
                             let name: String = map.next_value()?;
                             let known = Dtype::from_name(&name);
-                            let unknown = || {
-                                A::Error::custom(format_args!(
-                                    "the type {} is not read",
-                                    Quoted(&name)
-                                ))
-                            };
+                            let unknown = || A::Error::custom(format_args!("the type {} is not read", Quoted(&name)));
                             dtype = Some(known.ok_or_else(unknown)?);
                         }
                         "shape" => shape = Some(map.next_value::<Vec<usize>>()?),
@@ -201,9 +160,7 @@ impl<'de> Deserialize<'de> for Info {
                     }
                 }
                 let (Some(dtype), Some(shape), Some((from, to))) = (dtype, shape, offsets) else {
-                    return Err(A::Error::custom(
-                        "a tensor lacks dtype, shape or data_offsets",
-                    ));
+                    return Err(A::Error::custom("a tensor lacks dtype, shape or data_offsets"));
                 };
                 if shape.len() > MOST_AXES {
                     return Err(A::Error::custom(format_args!(
@@ -211,12 +168,7 @@ impl<'de> Deserialize<'de> for Info {
                         shape.len()
                     )));
                 }
-                Ok(Info {
-                    dtype,
-                    shape,
-                    from,
-                    to,
-                })
+                Ok(Info { dtype, shape, from, to })
             }
         }
         deserializer.deserialize_map(Fields)

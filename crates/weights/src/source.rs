@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
+
+use crc32fast::Hasher;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
@@ -23,12 +26,7 @@ impl Source {
         if !meta.is_file() {
             return Err(Error::unsupported(path, "it is not a regular file"));
         }
-        Ok(Source {
-            file,
-            path: path.to_owned(),
-            len: meta.len(),
-            modified: meta.modified().ok(),
-        })
+        Ok(Source { file, path: path.to_owned(), len: meta.len(), modified: meta.modified().ok() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -43,9 +41,7 @@ impl Source {
     /// Fills `buffer` from `at`. A file that has become shorter is an error, never a signal.
     pub(crate) fn read(&self, at: u64, buffer: &mut [u8]) -> Result<()> {
         read_exact_at(&self.file, buffer, at).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::Changed {
-                path: self.path.clone(),
-            },
+            std::io::ErrorKind::UnexpectedEof => Error::Changed { path: self.path.clone() },
             _ => Error::io(&self.path, e),
         })
     }
@@ -68,9 +64,7 @@ impl Source {
     pub(crate) fn unchanged(&self) -> Result<()> {
         let meta = self.file.metadata().map_err(|e| Error::io(&self.path, e))?;
         if meta.len() != self.len || meta.modified().ok() != self.modified {
-            return Err(Error::Changed {
-                path: self.path.clone(),
-            });
+            return Err(Error::Changed { path: self.path.clone() });
         }
         Ok(())
     }
@@ -99,11 +93,7 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> std::io::Re
 #[derive(Clone)]
 pub(crate) enum Storage {
     /// `len` bytes of a file from `start`; the reader of the format has checked that they lie inside it.
-    File {
-        source: Arc<Source>,
-        start: u64,
-        len: u64,
-    },
+    File { source: Arc<Source>, start: u64, len: u64, checksum: Option<Arc<Checksum>> },
     /// Bytes in memory, little-endian as in files.
     Memory(Arc<[u8]>),
 }
@@ -128,11 +118,70 @@ impl Storage {
         }
     }
 
+    /// To be called before the first bytes are used: an error if the bytes are not those that were written.
+    pub(crate) fn verify(&self) -> Result<()> {
+        match self {
+            Storage::File { source, checksum: Some(checksum), .. } => checksum.verify(source),
+            _ => Ok(()),
+        }
+    }
+
     /// To be called before and after a conversion: an error if the bytes may have changed under it.
     pub(crate) fn unchanged(&self) -> Result<()> {
         match self {
             Storage::File { source, .. } => source.unchanged(),
             Storage::Memory(_) => Ok(()),
         }
+    }
+}
+
+/// The CRC-32 that a zip file holds for a range of its bytes; compared once, when the range is first used, so that
+/// opening a large file costs nothing.
+pub(crate) struct Checksum {
+    start: u64,
+    len: u64,
+    crc: u32,
+    matches: OnceLock<bool>,
+}
+
+impl Checksum {
+    pub(crate) fn new(start: u64, len: u64, crc: u32) -> Checksum {
+        Checksum { start, len, crc, matches: OnceLock::new() }
+    }
+
+    pub(crate) fn verify(&self, source: &Source) -> Result<()> {
+        let matches = match self.matches.get() {
+            Some(&matches) => matches,
+            None => *self.matches.get_or_init({
+                let matches = self.sum(source)? == self.crc;
+                move || matches
+            }),
+        };
+        if matches {
+            return Ok(());
+        }
+        let reason = format!("the {} bytes from {} do not match their check sum; fetch it again", self.len, self.start);
+        Err(Error::malformed(source.path(), "zip", reason))
+    }
+
+    fn sum(&self, source: &Source) -> Result<u32> {
+        const PIECE: u64 = 1 << 20;
+        let piece = |i: u64| -> Result<Hasher> {
+            let at = i * PIECE;
+            let mut hasher = Hasher::new();
+            let bytes = source.read_vec(self.start + at, PIECE.min(self.len - at) as usize)?;
+            hasher.update(&bytes);
+            Ok(hasher)
+        };
+        let pieces = self.len.div_ceil(PIECE);
+        if pieces == 1 {
+            return Ok(piece(0)?.finalize());
+        }
+        let sums: Vec<Hasher> = (0..pieces).into_par_iter().map(piece).collect::<Result<_>>()?;
+        let whole = sums.into_iter().reduce(|mut whole, next| {
+            whole.combine(&next);
+            whole
+        });
+        Ok(whole.unwrap_or_default().finalize())
     }
 }

@@ -20,13 +20,8 @@ pub(crate) const MOST_AXES: usize = 8;
 
 impl Stored {
     /// The whole of `storage` as a contiguous tensor, or a sentence on why it cannot be one.
-    pub(crate) fn contiguous(
-        storage: Storage,
-        dtype: Dtype,
-        shape: Vec<usize>,
-    ) -> Result<Stored, String> {
-        let strides = contiguous_strides(&shape)
-            .ok_or_else(|| format!("its shape {shape:?} is too large"))?;
+    pub(crate) fn contiguous(storage: Storage, dtype: Dtype, shape: Vec<usize>) -> Result<Stored, String> {
+        let strides = contiguous_strides(&shape).ok_or_else(|| format!("its shape {shape:?} is too large"))?;
         Stored::strided(storage, dtype, shape, strides, 0)
     }
 
@@ -39,11 +34,7 @@ impl Stored {
         offset: usize,
     ) -> Result<Stored, String> {
         if shape.len() != strides.len() {
-            return Err(format!(
-                "it has {} axes and {} strides",
-                shape.len(),
-                strides.len()
-            ));
+            return Err(format!("it has {} axes and {} strides", shape.len(), strides.len()));
         }
         let held = storage.len() / dtype.size() as u64;
         let count = count(&shape).filter(|&n| n as u64 <= held);
@@ -53,13 +44,7 @@ impl Stored {
                 "its shape {shape:?} with strides {strides:?} from {offset} reaches beyond a storage of {held} elements"
             ));
         }
-        Ok(Stored {
-            storage,
-            dtype,
-            shape,
-            strides,
-            offset,
-        })
+        Ok(Stored { storage, dtype, shape, strides, offset })
     }
 
     /// Number of elements.
@@ -68,11 +53,11 @@ impl Stored {
     }
 
     pub(crate) fn is_contiguous(&self) -> bool {
+        if self.shape.contains(&0) {
+            return true;
+        }
         let mut expected = 1;
         for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
-            if size == 0 {
-                return true;
-            }
             if size != 1 && stride != expected {
                 return false;
             }
@@ -85,10 +70,7 @@ impl Stored {
 /// The product of a shape, if it and its byte size fit.
 pub(crate) fn count(shape: &[usize]) -> Option<usize> {
     // A zero must not hide an overflow: the product of the others is checked too.
-    let product = shape
-        .iter()
-        .filter(|&&n| n != 0)
-        .try_fold(1usize, |a, &b| a.checked_mul(b))?;
+    let product = shape.iter().filter(|&&n| n != 0).try_fold(1usize, |a, &b| a.checked_mul(b))?;
     product.checked_mul(8)?;
     Some(if shape.contains(&0) { 0 } else { product })
 }

@@ -36,18 +36,12 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn new(tensor: Stored) -> Entry {
-        Entry {
-            tensor: Arc::new(tensor),
-            used: Arc::default(),
-        }
+        Entry { tensor: Arc::new(tensor), used: Arc::default() }
     }
 
     /// Another window on the same tensor, under the same mark.
     pub(crate) fn window(&self, tensor: Stored) -> Entry {
-        Entry {
-            tensor: Arc::new(tensor),
-            used: self.used.clone(),
-        }
+        Entry { tensor: Arc::new(tensor), used: self.used.clone() }
     }
 
     pub(crate) fn mark(&self) {
@@ -56,32 +50,24 @@ impl Entry {
 }
 
 impl Weights {
-    /// Opens a weights file, whatever its name: the bytes tell the format.
+    /// Opens a weights file, whatever its name, since the bytes tell the format; or the folder of a component.
     ///
     /// # Errors
-    /// Anything wrong with the file, in a sentence that names it.
+    /// Anything wrong with the file or folder, in a sentence that names it.
     pub fn open(path: &Path) -> Result<Weights> {
-        crate::safetensors::open(path)
+        if path.is_dir() { crate::folder::open(path) } else { crate::file::open(path) }
     }
 
     /// Weights that answer any [`Scope::get`] with small pseudo-random values, for benchmarks.
     pub fn random(seed: u64) -> Weights {
-        Weights::build(
-            Arc::from("random weights"),
-            BTreeMap::new(),
-            BTreeMap::new(),
-            Some(seed),
-        )
+        Weights::build(Arc::from("random weights"), BTreeMap::new(), BTreeMap::new(), Some(seed))
     }
 
     /// Weights from memory: (name, shape, values). For tests and for tensors that were computed.
     ///
     /// # Errors
     /// [`Error::Misshapen`] when the number of values is not the shape's.
-    pub fn from_f32(
-        file: &str,
-        tensors: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>,
-    ) -> Result<Weights> {
+    pub fn from_f32(file: &str, tensors: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>) -> Result<Weights> {
         let mut entries = BTreeMap::new();
         for (name, shape, values) in tensors {
             let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -92,25 +78,14 @@ impl Weights {
                 expected: shape.clone(),
             };
             match Stored::contiguous(Storage::Memory(bytes.into()), Dtype::F32, shape) {
-                Ok(tensor) if tensor.len() == values.len() => {
-                    entries.insert(name, Entry::new(tensor))
-                }
+                Ok(tensor) if tensor.len() == values.len() => entries.insert(name, Entry::new(tensor)),
                 _ => return Err(misshapen),
             };
         }
-        Ok(Weights::build(
-            Arc::from(file),
-            entries,
-            BTreeMap::new(),
-            None,
-        ))
+        Ok(Weights::build(Arc::from(file), entries, BTreeMap::new(), None))
     }
 
-    pub(crate) fn new(
-        file: &str,
-        entries: BTreeMap<String, Entry>,
-        metadata: BTreeMap<String, String>,
-    ) -> Weights {
+    pub(crate) fn new(file: &str, entries: BTreeMap<String, Entry>, metadata: BTreeMap<String, String>) -> Weights {
         Weights::build(Arc::from(file), entries, metadata, None)
     }
 
@@ -120,24 +95,12 @@ impl Weights {
         metadata: BTreeMap<String, String>,
         random: Option<u64>,
     ) -> Weights {
-        Weights {
-            table: Arc::new(Table {
-                file,
-                entries,
-                metadata,
-                random,
-            }),
-        }
+        Weights { table: Arc::new(Table { file, entries, metadata, random }) }
     }
 
     /// The same origin and metadata with other names, as a key map gives them.
     pub(crate) fn with_entries(&self, entries: BTreeMap<String, Entry>) -> Weights {
-        Weights::build(
-            self.table.file.clone(),
-            entries,
-            self.table.metadata.clone(),
-            self.table.random,
-        )
+        Weights::build(self.table.file.clone(), entries, self.table.metadata.clone(), self.table.random)
     }
 
     pub(crate) fn entries(&self) -> &BTreeMap<String, Entry> {
@@ -156,19 +119,12 @@ impl Weights {
 
     /// The scope without a prefix.
     pub fn root(&self) -> Scope {
-        Scope {
-            table: self.table.clone(),
-            prefix: String::new(),
-        }
+        Scope { table: self.table.clone(), prefix: String::new() }
     }
 
     /// The names of the tensors that nobody has taken or ignored.
     pub fn unused(&self) -> Vec<String> {
-        let unused = self
-            .table
-            .entries
-            .iter()
-            .filter(|(_, entry)| !entry.used.load(Ordering::Relaxed));
+        let unused = self.table.entries.iter().filter(|(_, entry)| !entry.used.load(Ordering::Relaxed));
         unused.map(|(name, _)| name.clone()).collect()
     }
 
@@ -179,32 +135,15 @@ impl Weights {
 
     /// The tensors below `prefix.`, without it. Marks are shared.
     pub fn select(&self, prefix: &str) -> Weights {
-        let start = if prefix.is_empty() || prefix.ends_with('.') {
-            prefix.to_owned()
-        } else {
-            format!("{prefix}.")
-        };
-        let below = self
-            .table
-            .entries
-            .range(start.clone()..)
-            .take_while(|(name, _)| name.starts_with(&start));
-        self.with_entries(
-            below
-                .map(|(name, entry)| (name[start.len()..].to_owned(), entry.clone()))
-                .collect(),
-        )
+        let start = if prefix.is_empty() || prefix.ends_with('.') { prefix.to_owned() } else { format!("{prefix}.") };
+        let below = self.table.entries.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
+        self.with_entries(below.map(|(name, entry)| (name[start.len()..].to_owned(), entry.clone())).collect())
     }
 }
 
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Weights({}, {} tensors)",
-            self.table.file,
-            self.table.entries.len()
-        )
+        write!(f, "Weights({}, {} tensors)", self.table.file, self.table.entries.len())
     }
 }
 
@@ -218,10 +157,7 @@ pub struct Scope {
 impl Scope {
     /// The scope one or more components further down.
     pub fn push(&self, part: impl Display) -> Scope {
-        Scope {
-            table: self.table.clone(),
-            prefix: self.name(&part.to_string()),
-        }
+        Scope { table: self.table.clone(), prefix: self.name(&part.to_string()) }
     }
 
     /// The full name of `leaf` here.
@@ -260,19 +196,9 @@ impl Scope {
 
     /// The next components of the names below, each once, numbers in order of value and before words.
     pub fn children(&self) -> Vec<String> {
-        let start = if self.prefix.is_empty() {
-            String::new()
-        } else {
-            format!("{}.", self.prefix)
-        };
-        let below = self
-            .table
-            .entries
-            .range(start.clone()..)
-            .take_while(|(name, _)| name.starts_with(&start));
-        let mut parts: Vec<&str> = below
-            .map(|(name, _)| name[start.len()..].split('.').next().unwrap_or(""))
-            .collect();
+        let start = if self.prefix.is_empty() { String::new() } else { format!("{}.", self.prefix) };
+        let below = self.table.entries.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
+        let mut parts: Vec<&str> = below.map(|(name, _)| name[start.len()..].split('.').next().unwrap_or("")).collect();
         parts.sort_by_key(|part| (part.parse::<u64>().unwrap_or(u64::MAX), *part));
         parts.dedup();
         parts.into_iter().map(str::to_owned).collect()
@@ -284,13 +210,7 @@ impl Scope {
     /// [`Error::Missing`] or [`Error::Misshapen`], naming the tensor and the shape asked for.
     pub fn get(&self, leaf: &str, shape: &[usize]) -> Result<View> {
         if let Some(seed) = self.table.random {
-            return Ok(self.view(
-                leaf,
-                Data::Random {
-                    seed,
-                    shape: shape.to_vec(),
-                },
-            ));
+            return Ok(self.view(leaf, Data::Random { seed, shape: shape.to_vec() }));
         }
         let Some(entry) = self.entry(leaf) else {
             return Err(self.missing(leaf, Some(shape.to_vec())));
@@ -329,18 +249,10 @@ impl Scope {
     }
 
     fn view(&self, leaf: &str, data: Data) -> View {
-        View {
-            name: self.name(leaf),
-            file: self.table.file.clone(),
-            data,
-        }
+        View { name: self.name(leaf), file: self.table.file.clone(), data }
     }
 
     fn missing(&self, leaf: &str, expected: Option<Vec<usize>>) -> Error {
-        Error::Missing {
-            name: self.name(leaf),
-            file: self.table.file.to_string(),
-            expected,
-        }
+        Error::Missing { name: self.name(leaf), file: self.table.file.to_string(), expected }
     }
 }

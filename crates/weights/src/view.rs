@@ -58,11 +58,9 @@ impl View {
             Data::Random { seed, shape } => Ok(random::fill(*seed, &self.name, shape)),
             Data::Stored(tensor) => match convert(tensor)? {
                 (values, true) => Ok(values),
-                (_, false) => Err(Error::NonFinite {
-                    name: self.name.clone(),
-                    file: self.file.to_string(),
-                    target: T::NAME,
-                }),
+                (_, false) => {
+                    Err(Error::NonFinite { name: self.name.clone(), file: self.file.to_string(), target: T::NAME })
+                }
             },
         }
     }
