@@ -161,7 +161,7 @@ def write_layout(stack, rng, folder, single):
         stack.save_single(folder / "checkpoint.safetensors", half)
         flags += ["--model", folder / "checkpoint.safetensors"]
     else:
-        options = rng.choice([{}, {}, dict(variant="fp16"), dict(max_shard_size="60KB"), dict(safe_serialization=False)])
+        options = rng.choice([{}, {}, dict(variant="fp16"), dict(max_shard_size="60KB"), dict(safe_serialization=False), dict(variant="fp16", max_shard_size="60KB")])
         stack.save_folder(folder / "model", scheduler("euler", {}), rng.random() < 0.5 and not options, half, **options)
         if rng.random() < 0.5:  # published folders are older than tokenizer.json, or have nothing else
             for tokenizer in ("tokenizer", "tokenizer_2"):
