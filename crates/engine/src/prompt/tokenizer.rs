@@ -1,9 +1,9 @@
 //! CLIP's byte-pair encoding, equal to `CLIPTokenizer` of transformers 5.
 //!
-//! Written here rather than taken from a crate, after trying two on the same texts: `instant-clip-tokenizer` 0.1
-//! knows neither Unicode normalisation (NFC) nor added tokens nor other vocabularies, and takes quadratic time on
-//! long words; `tokenizers` 0.23 is exact but brings some sixty crates and a minute of building for what is one
-//! regular expression and one loop here.
+//! Written here rather than taken from a crate, after trying two on the texts of the fixture: `instant-clip-tokenizer`
+//! 0.1 gives other tokens for 23 of 100 (no Unicode normalisation, no added tokens) and reads no folders; `tokenizers`
+//! 0.23 is exact but brings some sixty crates and a minute of building for what is one regular expression and one loop
+//! here. Of all code points this differs from transformers 5.23 in three, whose composition is new in Unicode 16.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -19,10 +19,8 @@ use crate::Result;
 
 /// Words, single digits, and runs of anything else but white space. As in CLIP.
 static WORDS: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(
-        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-    )
-    .expect("a constant expression")
+    Regex::new(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+        .expect("a constant expression")
 });
 
 /// What tells that a neighbouring character continues a word, for added tokens that must stand alone.
@@ -187,7 +185,7 @@ impl Tokenizer {
         let mut next: Vec<usize> = (1..=end).collect();
         let mut previous: Vec<usize> = (0..end).map(|i| i.wrapping_sub(1)).collect();
         let mut queue = BinaryHeap::new(); // lowest rank first, then leftmost
-        let mut offer = |queue: &mut BinaryHeap<_>, at: usize, left: u32, right: u32| {
+        let offer = |queue: &mut BinaryHeap<_>, at: usize, left: u32, right: u32| {
             if let Some((rank, joined)) = self.vocabulary.merge(left, right) {
                 queue.push(Reverse((rank, at, joined)));
             }

@@ -82,7 +82,8 @@ static CLIP: LazyLock<Arc<Vocabulary>> = LazyLock::new(|| {
 pub(super) fn embedded(pad: &str) -> Parts {
     let vocabulary = CLIP.clone();
     let id = |token: &str| vocabulary.id(token).unwrap_or(0);
-    let plain = |content: &str| Added { id: id(content), content: content.into(), single_word: false, normalized: false };
+    let plain =
+        |content: &str| Added { id: id(content), content: content.into(), single_word: false, normalized: false };
     let mut added = vec![plain("<|startoftext|>"), plain("<|endoftext|>")];
     if pad != "<|endoftext|>" {
         added.push(plain(pad));
@@ -111,6 +112,7 @@ pub(super) fn open(folder: &Path) -> Result<Parts> {
     let mut added = added_tokens(&config, json.as_ref())?;
 
     // The four special tokens, in the order in which transformers adds those that the vocabulary lacks.
+    let listed = added.len();
     let mut special = [None; 4];
     let defaults = [Some("<|startoftext|>"), Some("<|endoftext|>"), Some("<|endoftext|>"), Some("<|endoftext|>")];
     for (i, key) in ["bos_token", "eos_token", "unk_token", "pad_token"].into_iter().enumerate() {
@@ -124,7 +126,9 @@ pub(super) fn open(folder: &Path) -> Result<Parts> {
         });
         ids.entry(content.to_string()).or_insert(id);
         special[i] = Some(id);
-        if !added.iter().any(|a| a.content == content) {
+        // What is said last counts, unless the list of added tokens has spoken.
+        if !added[..listed].iter().any(|a| a.content == content) {
+            added.retain(|a| a.content != content);
             added.push(Added {
                 id,
                 content: content.to_string(),
@@ -138,7 +142,8 @@ pub(super) fn open(folder: &Path) -> Result<Parts> {
     };
 
     // Absent, or 1e30 where nothing was said.
-    let max_length = config["model_max_length"].as_f64().filter(|n| (3.0..=4096.0).contains(n)).unwrap_or(77.0) as usize;
+    let max_length =
+        config["model_max_length"].as_f64().filter(|n| (3.0..=4096.0).contains(n)).unwrap_or(77.0) as usize;
     let merges = merge_table(folder, &ids, rules)?;
     Ok(Parts { vocabulary: Arc::new(Vocabulary::new(ids, merges)), added, bos, eos, pad, unknown, max_length })
 }

@@ -1,0 +1,86 @@
+//! SHA-256 of model files, by which a picture's record names them. Digests are remembered by path, size and
+//! time of change, because reading gigabytes again for every picture would take longer than making it.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+#[derive(Serialize, Deserialize, Clone, PartialEq)]
+struct Known {
+    bytes: u64,
+    /// Nanoseconds since 1970, as text: JSON has no integers of that size.
+    changed: String,
+    sha256: String,
+}
+
+/// Digests of files, in hexadecimal.
+pub(crate) fn of_files(files: &[PathBuf], cache: Option<&Path>) -> Result<BTreeMap<PathBuf, String>> {
+    let mut known: BTreeMap<String, Known> =
+        cache.and_then(|c| std::fs::read(c).ok()).and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+    let before = known.clone();
+    let mut digests = BTreeMap::new();
+    for path in files {
+        let real = std::fs::canonicalize(path).map_err(Error::file(path))?;
+        let about = std::fs::metadata(&real).map_err(Error::file(path))?;
+        let changed = about.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+        let (bytes, changed) = (about.len(), changed.to_string());
+        let key = real.display().to_string();
+        let sha256 = match known.get(&key).filter(|k| k.bytes == bytes && k.changed == changed) {
+            Some(k) => k.sha256.clone(),
+            None => from_blob_name(&real).map_or_else(|| read(&real), Ok)?,
+        };
+        known.insert(key, Known { bytes, changed, sha256: sha256.clone() });
+        digests.insert(path.clone(), sha256);
+    }
+    if let Some(cache) = cache
+        && known != before
+    {
+        // Losing the cache costs time only, so a full disk is no reason to fail.
+        let _ = serde_json::to_vec_pretty(&known).map(|bytes| crate::metadata::write_atomically(cache, &bytes));
+    }
+    Ok(digests)
+}
+
+/// The hub's cache names large files by their digest.
+fn from_blob_name(real: &Path) -> Option<String> {
+    let name = real.file_name()?.to_str()?;
+    let blob = real.parent()?.file_name()? == "blobs" && name.len() == 64;
+    (blob && name.bytes().all(|b| b.is_ascii_hexdigit())).then(|| name.to_ascii_lowercase())
+}
+
+fn read(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::file(path))?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
+    loop {
+        let count = file.read(&mut buffer).map_err(Error::file(path))?;
+        if count == 0 {
+            return Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect());
+        }
+        hasher.update(&buffer[..count]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_remembered_until_the_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, cache) = (folder.path().join("a"), folder.path().join("digests.json"));
+        std::fs::write(&file, b"abc").unwrap();
+        let of = || of_files(std::slice::from_ref(&file), Some(&cache)).unwrap()[&file].clone();
+        let first = of();
+        assert_eq!(first, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        let remembered = std::fs::read_to_string(&cache).unwrap();
+        std::fs::write(&cache, remembered.replace(&first, "from the cache")).unwrap();
+        assert_eq!(of(), "from the cache");
+        std::fs::write(&file, b"abcd").unwrap();
+        assert_ne!(of(), "from the cache");
+    }
+}

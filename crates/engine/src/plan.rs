@@ -1,0 +1,222 @@
+//! What was decided: every default filled in, every size checked. The plan is also the record in the image.
+
+use crate::request::{DeviceChoice, Precision, Request, Rng};
+use crate::samplers::Sampler;
+use crate::stack::Stack;
+use crate::subject::Subject;
+use crate::{Error, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use tensor::{DType, Device};
+
+/// More steps than any sampler gains from.
+const MAX_STEPS: usize = 1000;
+/// Longest side in pixels; memory and time grow with its square and beyond.
+const MAX_SIDE: u32 = 8192;
+/// Pictures of one call.
+const MAX_COUNT: usize = 1000;
+/// Networks of at most this many parameters run in f32 by default.
+const SMALL: usize = 400_000_000;
+
+/// A generation, decided.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Version of this program.
+    pub version: &'static str,
+    /// What the picture shows.
+    pub prompt: String,
+    /// What it should not show; `None` is no text at all.
+    pub negative: Option<String>,
+    /// Whether brackets and colons are text.
+    pub plain_prompt: bool,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance; 1 means off.
+    pub guidance: f32,
+    /// Canonical name of the sampler.
+    pub sampler: &'static str,
+    /// The scheduler's settings as the model's files have them.
+    pub scheduler: serde_json::Value,
+    /// Seed of each picture.
+    pub seeds: Vec<u64>,
+    /// Source of noise.
+    pub rng: Rng,
+    /// The face, unless there is none or its weights are 0.
+    pub identity: Option<IdentityPlan>,
+    /// Device.
+    pub device: String,
+    /// Numbers of the denoising networks; text encoders, Resampler and VAE compute in f32 on the CPU.
+    pub precision: String,
+    /// Model files by role, with SHA-256 where known by now.
+    pub models: BTreeMap<String, ModelRecord>,
+    #[serde(skip)]
+    pub(crate) compute: Compute,
+}
+
+/// Device and numbers as the operators take them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Compute {
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+}
+
+/// How the face is used.
+#[derive(Debug, Clone, Serialize)]
+pub struct IdentityPlan {
+    /// Weight of IdentityNet's residuals.
+    pub identitynet_scale: f32,
+    /// Weight of the identity branch of cross-attention.
+    pub ip_adapter_scale: f32,
+    /// Share of the steps before which IdentityNet rests.
+    pub identitynet_start: f64,
+    /// Share of the steps after which IdentityNet rests.
+    pub identitynet_end: f64,
+    /// Five keypoints in pixels of the picture, unless a ready keypoint image was given.
+    pub keypoints: Option<faces::Keypoints>,
+    /// How many photos the embedding is the mean of.
+    pub photos: usize,
+}
+
+/// One model of the stack.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelRecord {
+    /// File or folder name, without its path.
+    pub name: String,
+    /// SHA-256 of each weight file, by name.
+    pub sha256: BTreeMap<String, String>,
+}
+
+fn between<T: PartialOrd + std::fmt::Display + Copy>(name: &str, value: T, low: T, high: T) -> Result<T> {
+    if value >= low && value <= high {
+        return Ok(value);
+    }
+    Error::refused(format!("{name} is {value}; it must be between {low} and {high}"))
+}
+
+impl Plan {
+    /// Checks a request and fills in its defaults.
+    ///
+    /// # Errors
+    /// A value out of its range, by name.
+    pub fn resolve(request: &Request, stack: &Stack, subject: Option<&Subject>) -> Result<Plan> {
+        between("--steps", request.steps, 1, MAX_STEPS)?;
+        between("--count", request.count, 1, MAX_COUNT)?;
+        between("--guidance", request.guidance, 0.0, 100.0)?;
+        let (width, height) = size(request, stack, subject)?;
+        let sampler = match &request.sampler {
+            Some(name) => Sampler::parse(name)?,
+            None => stack.default_sampler()?,
+        };
+        let seed = request.seed.unwrap_or_else(random_seed);
+        if seed.checked_add(request.count as u64 - 1).is_none() {
+            return Error::refused(format!("--seed {seed} leaves no room for {} pictures; use a smaller seed", request.count));
+        }
+        let compute = compute(request, stack)?;
+        let mut plan = Plan {
+            version: env!("CARGO_PKG_VERSION"),
+            prompt: request.prompt.clone(),
+            negative: request.negative.clone(),
+            plain_prompt: request.plain_prompt,
+            width,
+            height,
+            steps: request.steps,
+            guidance: if stack.takes_guidance() { request.guidance } else { 1.0 },
+            sampler: sampler.name(),
+            scheduler: stack.scheduler().clone(),
+            seeds: (0..request.count as u64).map(|i| seed + i).collect(),
+            rng: request.rng,
+            identity: None,
+            device: compute.device.to_string(),
+            precision: compute.dtype.to_string(),
+            models: stack.records(request.wants_identity()),
+            compute,
+        };
+        plan.schedule(0)?;
+        if let Some(subject) = subject.filter(|_| request.wants_identity()) {
+            plan.identity = Some(identity(request, subject, (width, height))?);
+        }
+        Ok(plan)
+    }
+
+    /// Whether classifier-free guidance runs, at twice the work.
+    pub fn is_guided(&self) -> bool {
+        self.guidance > 1.0
+    }
+
+    /// Whether IdentityNet works in step `i`: the reference's `controlnet_keep`.
+    pub(crate) fn identitynet_works(&self, i: usize, steps: usize) -> bool {
+        let n = steps as f64;
+        self.identity.as_ref().is_some_and(|id| {
+            let rests = (i as f64) / n < id.identitynet_start || (i + 1) as f64 / n > id.identitynet_end;
+            id.identitynet_scale != 0.0 && !rests
+        })
+    }
+}
+
+fn identity(request: &Request, subject: &Subject, size: (u32, u32)) -> Result<IdentityPlan> {
+    let plan = IdentityPlan {
+        identitynet_scale: between("--identitynet-scale", request.identitynet_scale, 0.0, 10.0)?,
+        ip_adapter_scale: between("--ip-adapter-scale", request.ip_adapter_scale, 0.0, 10.0)?,
+        identitynet_start: between("--identitynet-start", request.identitynet_start, 0.0, 1.0)?,
+        identitynet_end: between("--identitynet-end", request.identitynet_end, 0.0, 1.0)?,
+        keypoints: subject.keypoints_in(size)?,
+        photos: subject.photos(),
+    };
+    if plan.identitynet_start > plan.identitynet_end {
+        return Error::refused(format!(
+            "--identitynet-start {} is after --identitynet-end {}; it must not be",
+            plan.identitynet_start, plan.identitynet_end
+        ));
+    }
+    Ok(plan)
+}
+
+/// The size asked for, that of a given keypoint image, or the model's own.
+fn size(request: &Request, stack: &Stack, subject: Option<&Subject>) -> Result<(u32, u32)> {
+    let factor = stack.vae_factor();
+    let floor = |side: u32| (side / factor * factor).max(factor);
+    let (width, height) = match (request.size, subject.and_then(Subject::pose_map_size)) {
+        (Some(size), _) => size,
+        // As the reference floors the size of the image that it is given.
+        (None, Some((w, h))) => (floor(w), floor(h)),
+        (None, None) => stack.default_size(),
+    };
+    for side in [width, height] {
+        if side < factor || side > MAX_SIDE || side % factor != 0 {
+            let near = floor(side.clamp(factor, MAX_SIDE));
+            let up = (near + factor).min(MAX_SIDE);
+            return Error::refused(format!(
+                "--size {width}x{height}: sides must be multiples of {factor} between {factor} and {MAX_SIDE}; the nearest to {side} are {near} and {up}"
+            ));
+        }
+    }
+    Ok((width, height))
+}
+
+fn compute(request: &Request, stack: &Stack) -> Result<Compute> {
+    let device = match request.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Cuda(n) => {
+            return Error::refused(format!("--device cuda:{n} is not supported by this build; use auto or cpu"));
+        }
+    };
+    let dtype = match request.precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+        Precision::F16 => return Error::refused("--precision f16 needs a GPU; on the CPU use auto, f32 or bf16"),
+        Precision::Auto if stack.parameters(request.wants_identity()) <= SMALL => DType::F32,
+        Precision::Auto => DType::BF16,
+    };
+    Ok(Compute { device, dtype })
+}
+
+/// A seed below 2^32, as other programs draw them and accept them back.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library's hasher is seeded from the system's randomness.
+    std::collections::hash_map::RandomState::new().build_hasher().finish() >> 32
+}

@@ -1,0 +1,331 @@
+//! The files of a stack, opened: headers and configurations are read here, tensors only when a network is built.
+//! Networks are built for the stage that needs them and dropped after it, so that the peak of memory is that of the
+//! denoising networks alone.
+
+use crate::plan::{Compute, ModelRecord};
+use crate::prompt::Tokenizer;
+use crate::request::{ModelPaths, Request};
+use crate::{Error, Result};
+use nets::{ClipText, ClipTextConfig, ControlNet, ControlNetConfig, Resampler, ResamplerConfig, UNet, UNetConfig, Vae, VaeConfig};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tensor::{DType, Device};
+use weights::{Folder, IpAdapter, Prediction, Weights};
+
+/// One network's files: tensors, and the configuration where there is one.
+struct Part {
+    weights: Weights,
+    config: Option<Value>,
+}
+
+struct TextPart {
+    part: Part,
+    tokenizer: Tokenizer,
+}
+
+/// All files of a request, opened.
+pub struct Stack {
+    unet: Part,
+    unet_config: UNetConfig,
+    vae: Part,
+    vae_config: VaeConfig,
+    text: Vec<TextPart>,
+    scheduler: Value,
+    /// diffusers' `force_zeros_for_empty_prompt`: no negative prompt means zeros rather than the encoding of "".
+    pub(crate) zeros_for_no_negative: bool,
+    identitynet: Option<Part>,
+    adapter: Option<IpAdapter>,
+    files: BTreeMap<String, (PathBuf, Vec<PathBuf>)>,
+}
+
+impl Stack {
+    /// Opens what the request needs.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of another kind, in a sentence that names it.
+    pub fn open(request: &Request) -> Result<Stack> {
+        let paths = &request.models;
+        let mut stack = match paths.base.is_dir() {
+            true => Stack::from_folder(&paths.base)?,
+            false => Stack::from_single_file(&paths.base, paths.config.as_deref())?,
+        };
+        stack.files.insert("model".into(), (paths.base.clone(), weight_files(&paths.base)));
+        if request.wants_identity() {
+            stack.open_identity(request, paths)?;
+        }
+        Ok(stack)
+    }
+
+    fn from_folder(path: &Path) -> Result<Stack> {
+        let folder = Folder::open(path)?;
+        let part = |name: &str| -> Result<Part> { Ok(Part { weights: folder.weights(name)?, config: folder.config(name).ok() }) };
+        let unet = Part { weights: weights::unet(&folder.weights("unet")?)?, config: folder.config("unet").ok() };
+        let vae = Part { weights: weights::vae(&folder.weights("vae")?)?, config: folder.config("vae").ok() };
+        let mut text = Vec::new();
+        for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
+            if folder.has(encoder) {
+                text.push(TextPart { part: part(encoder)?, tokenizer: Tokenizer::open(&folder.component(tokenizer)?)? });
+            }
+        }
+        let zeros = folder.entry("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true);
+        Stack::new(unet, vae, text, folder.config("scheduler")?, zeros)
+    }
+
+    fn from_single_file(path: &Path, config: Option<&Path>) -> Result<Stack> {
+        let file = Weights::open(path)?;
+        let parts = match weights::identify(&file) {
+            weights::Kind::Sd15Checkpoint => weights::sd15_checkpoint(&file)?,
+            _ => weights::sdxl_checkpoint(&file)?,
+        };
+        let folder = config.map(Folder::open).transpose()?;
+        let config_of = |name: &str| folder.as_ref().and_then(|f| f.config(name).ok());
+        let part = |name: &str, weights: Weights| Part { weights, config: config_of(name) };
+        let two = !parts.text_encoder_2.names().is_empty();
+        let tokenizer = |name: &str, embedded: fn() -> Tokenizer| match &folder {
+            Some(f) if f.has(name) => Tokenizer::open(&f.component(name)?),
+            _ => Ok(embedded()),
+        };
+        let mut text = vec![TextPart {
+            part: part("text_encoder", parts.text_encoder),
+            tokenizer: tokenizer("tokenizer", Tokenizer::clip)?,
+        }];
+        if two {
+            text.push(TextPart {
+                part: part("text_encoder_2", parts.text_encoder_2),
+                tokenizer: tokenizer("tokenizer_2", Tokenizer::clip_padded_with_zero)?,
+            });
+        }
+        let scheduler = match config_of("scheduler") {
+            Some(scheduler) => scheduler,
+            None => published_scheduler(parts.prediction, parts.zero_terminal_snr)?,
+        };
+        let zeros = folder.as_ref().and_then(|f| f.entry("force_zeros_for_empty_prompt")).and_then(Value::as_bool);
+        Stack::new(part("unet", parts.unet), part("vae", parts.vae), text, scheduler, zeros.unwrap_or(true))
+    }
+
+    fn new(unet: Part, vae: Part, text: Vec<TextPart>, scheduler: Value, zeros_for_no_negative: bool) -> Result<Stack> {
+        let unet_config = match &unet.config {
+            Some(json) => UNetConfig::from_json(json)?,
+            None => UNetConfig::infer(&unet.weights.root())?,
+        };
+        let vae_config = match &vae.config {
+            Some(json) => VaeConfig::from_json(json)?,
+            None => VaeConfig::infer(&vae.weights.root())?,
+        };
+        if text.is_empty() {
+            return Error::refused("the model has no text encoder; Stable Diffusion 1.5 has one and SDXL two");
+        }
+        Ok(Stack {
+            unet,
+            unet_config,
+            vae,
+            vae_config,
+            text,
+            scheduler,
+            zeros_for_no_negative,
+            identitynet: None,
+            adapter: None,
+            files: BTreeMap::new(),
+        })
+    }
+
+    fn open_identity(&mut self, request: &Request, paths: &ModelPaths) -> Result<()> {
+        if self.unet_config.encoder.addition.is_none() {
+            return Error::refused(format!(
+                "{} is not an SDXL model; InstantID's IdentityNet and adapter need one",
+                paths.base.display()
+            ));
+        }
+        // IdentityNet reads the adapter's tokens, so the Resampler is needed whichever weight is 0.
+        let Some(adapter) = &paths.ip_adapter else {
+            return Error::refused("a face needs the identity adapter; name it with --ip-adapter");
+        };
+        self.files.insert("ip_adapter".into(), (adapter.clone(), weight_files(adapter)));
+        self.adapter = Some(weights::ip_adapter(adapter)?);
+        if request.identitynet_scale == 0.0 {
+            return Ok(());
+        }
+        let Some(path) = &paths.identitynet else {
+            return Error::refused("a face needs IdentityNet; name it with --identitynet, or set --identitynet-scale 0");
+        };
+        self.files.insert("identitynet".into(), (path.clone(), weight_files(path)));
+        let config = if path.is_dir() { weights::config(path)? } else { None };
+        self.identitynet = Some(Part { weights: weights::controlnet(&Weights::open(path)?)?, config });
+        Ok(())
+    }
+
+    /// Settings of the model's scheduler.
+    pub(crate) fn scheduler(&self) -> &Value {
+        &self.scheduler
+    }
+
+    /// Pixels for each latent pixel, along one side.
+    pub(crate) fn vae_factor(&self) -> u32 {
+        self.vae_config.factor() as u32
+    }
+
+    pub(crate) fn vae_config(&self) -> &VaeConfig {
+        &self.vae_config
+    }
+
+    /// Channels of a latent.
+    pub(crate) fn latent_channels(&self) -> usize {
+        self.unet_config.encoder.in_channels
+    }
+
+    /// Whether SDXL's sizes and pooled text go into the UNet.
+    pub(crate) fn has_added(&self) -> bool {
+        self.unet_config.encoder.addition.is_some()
+    }
+
+    /// Whether classifier-free guidance applies: a latent consistency model takes the weight as an input instead.
+    pub(crate) fn takes_guidance(&self) -> bool {
+        self.unet_config.encoder.time_cond_proj_dim.is_none()
+    }
+
+    /// Width and height that the model was made for.
+    pub(crate) fn default_size(&self) -> (u32, u32) {
+        let side = |v: &Value| v.as_u64().and_then(|s| u32::try_from(s).ok()).filter(|s| (1..=4096).contains(s));
+        let sample = self.unet.config.as_ref().and_then(|c| c.get("sample_size"));
+        let (h, w) = match sample {
+            Some(Value::Array(sides)) if sides.len() == 2 => (side(&sides[0]), side(&sides[1])),
+            Some(one) => (side(one), side(one)),
+            None => (None, None),
+        };
+        let usual = if self.has_added() { 128 } else { 64 };
+        (w.unwrap_or(usual) * self.vae_factor(), h.unwrap_or(usual) * self.vae_factor())
+    }
+
+    /// Parameters of the denoising networks.
+    pub(crate) fn parameters(&self, with_identity: bool) -> usize {
+        let count = |w: &Weights| {
+            let root = w.root();
+            w.names().iter().filter_map(|n| root.shape(n)).map(|s| s.iter().product::<usize>()).sum::<usize>()
+        };
+        count(&self.unet.weights) + self.identitynet.as_ref().filter(|_| with_identity).map_or(0, |p| count(&p.weights))
+    }
+
+    /// Tokenizers of the text encoders.
+    pub(crate) fn tokenizers(&self) -> Vec<&Tokenizer> {
+        self.text.iter().map(|t| &t.tokenizer).collect()
+    }
+
+    /// Builds text encoder `i`, in f32: it runs once, and what it rounds every step would feel.
+    pub(crate) fn text_encoder(&self, i: usize, device: &Device) -> Result<ClipText> {
+        let TextPart { part, tokenizer } = &self.text[i];
+        let root = part.weights.root();
+        let config = match &part.config {
+            Some(json) => ClipTextConfig::from_json(json)?,
+            None => ClipTextConfig::infer(&root)?,
+        };
+        if tokenizer.largest_id() as usize >= config.vocab_size {
+            return Error::refused(format!(
+                "{}: the tokenizer has ids up to {}, but the text encoder's table has {} rows; they are not of one model",
+                part.weights.file(),
+                tokenizer.largest_id(),
+                config.vocab_size
+            ));
+        }
+        Ok(ClipText::load(&root, &config, device, DType::F32)?)
+    }
+
+    /// Builds the Resampler, in f32.
+    pub(crate) fn resampler(&self, device: &Device) -> Result<Option<Resampler>> {
+        let Some(adapter) = &self.adapter else { return Ok(None) };
+        let root = adapter.image_proj.root();
+        let config = ResamplerConfig::infer(&root, adapter.config.as_ref())?;
+        Ok(Some(Resampler::load(&root, &config, device, DType::F32)?))
+    }
+
+    /// Builds the UNet, with the identity branch where its weight is not 0.
+    pub(crate) fn unet(&self, compute: Compute, identity_branch: bool) -> Result<UNet> {
+        let mut unet = UNet::load(&self.unet.weights.root(), &self.unet_config, &compute.device, compute.dtype)?;
+        if let Some(adapter) = self.adapter.as_ref().filter(|_| identity_branch) {
+            unet.attach_identity(&adapter.ip_adapter.root())?;
+        }
+        Ok(unet)
+    }
+
+    /// Builds IdentityNet, where its weight is not 0.
+    pub(crate) fn identitynet(&self, compute: Compute) -> Result<Option<ControlNet>> {
+        let Some(part) = &self.identitynet else { return Ok(None) };
+        let root = part.weights.root();
+        let config = match &part.config {
+            Some(json) => ControlNetConfig::from_json(json)?,
+            None => ControlNetConfig::infer(&root)?,
+        };
+        Ok(Some(ControlNet::load(&root, &config, &compute.device, compute.dtype)?))
+    }
+
+    /// Builds the decoder, in f32: its last layers decide what 8 bits show.
+    pub(crate) fn vae(&self, device: &Device) -> Result<Vae> {
+        Ok(Vae::load(&self.vae.weights.root(), &self.vae_config, device, DType::F32)?)
+    }
+
+    /// A sentence for each file with tensors that no network took; call it when all networks have been built.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let named = |w: &Weights| {
+            let unused = w.unused();
+            let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
+            let first = unused.iter().take(5).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+            (!unused.is_empty()).then(|| format!("{}: {} tensors are not used: {first}{more}", w.file(), unused.len()))
+        };
+        let mut all = vec![&self.unet.weights];
+        all.extend(self.text.iter().map(|t| &t.part.weights));
+        all.extend(self.identitynet.iter().map(|p| &p.weights));
+        all.into_iter().filter_map(named).collect()
+    }
+
+    /// The models by role, without digests.
+    pub(crate) fn records(&self) -> BTreeMap<String, ModelRecord> {
+        let name = |path: &Path| path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let record = |path: &Path| ModelRecord { name: name(path), sha256: BTreeMap::new() };
+        self.files.iter().map(|(role, (path, _))| (role.clone(), record(path))).collect()
+    }
+
+    /// The weight files of each role, with the folder or file that they belong to.
+    pub(crate) fn files(&self) -> &BTreeMap<String, (PathBuf, Vec<PathBuf>)> {
+        &self.files
+    }
+}
+
+/// The weight files below a model's path, two levels deep as diffusers folders are.
+fn weight_files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_path_buf()];
+    }
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>();
+    let is_weights = |p: &PathBuf| p.extension().is_some_and(|e| ["safetensors", "bin", "pt", "ckpt", "onnx"].iter().any(|x| e == *x));
+    let (folders, files): (Vec<_>, Vec<_>) = entries(path).into_iter().partition(|p| p.is_dir());
+    let mut all: Vec<PathBuf> = files.into_iter().chain(folders.iter().flat_map(|f| entries(f))).filter(is_weights).collect();
+    all.sort();
+    all
+}
+
+/// The scheduler that SDXL is published with, for single files, which have none.
+fn published_scheduler(prediction: Prediction, zero_terminal_snr: bool) -> Result<Value> {
+    let prediction = match prediction {
+        Prediction::Unsaid | Prediction::Epsilon => "epsilon",
+        Prediction::Velocity => "v_prediction",
+        Prediction::Edm => {
+            return Error::refused("the checkpoint uses EDM preconditioning, which is not supported; use one that predicts noise or velocity");
+        }
+    };
+    Ok(json!({
+        "_class_name": "EulerDiscreteScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": false,
+        "interpolation_type": "linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": zero_terminal_snr,
+        "set_alpha_to_one": false,
+        "skip_prk_steps": true,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "use_karras_sigmas": false,
+    }))
+}
