@@ -56,8 +56,11 @@ fn main() {
             });
         }
         for (n, m, heads) in [(4096, 4096, 10), (1024, 1024, 20), (4096, 77, 10)] {
-            let (q, k, v) =
-                (noise(dtype, &[1, n, heads * 64]), noise(dtype, &[1, m, heads * 64]), noise(dtype, &[1, m, heads * 64]));
+            let (q, k, v) = (
+                noise(dtype, &[1, n, heads * 64]),
+                noise(dtype, &[1, m, heads * 64]),
+                noise(dtype, &[1, m, heads * 64]),
+            );
             time(&format!("{dtype} attention {n}x{m}, {heads} heads of 64"), 4.0 * (n * m * heads * 64) as f64, || {
                 ops::attention(&q, KeyValue { k: &k, v: &v }, heads, 0.125, false, None).expect("shapes fit");
             });

@@ -10,6 +10,7 @@
 mod cpu;
 mod device;
 mod error;
+mod meter;
 pub mod ops;
 pub mod random;
 mod storage;
@@ -17,5 +18,6 @@ mod tensor;
 
 pub use device::{Device, set_threads};
 pub use error::{Error, Result};
+pub use meter::{flop_count, measure_peak};
 pub use storage::{MemoryUse, memory_use, trim};
 pub use tensor::{DType, Tensor};

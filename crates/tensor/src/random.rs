@@ -114,7 +114,7 @@ impl TorchCpu {
         }
         let mut out: Vec<f32> = (0..n).map(|_| self.uniform_f32()).collect();
         box_muller(&mut out);
-        if n % 16 != 0 {
+        if !n.is_multiple_of(16) {
             // The last 16 values are drawn anew, overlapping the last whole block.
             let tail = &mut out[n - 16..];
             for v in tail.iter_mut() {

@@ -254,6 +254,8 @@ pub(crate) fn forward<T: Product>(
         None => None,
     };
     let data = q.data::<T>();
+    let keys = kv.k.dim(1) + second.map_or(0, |(kv, _)| kv.k.dim(1));
+    crate::meter::count(2 * b * n, keys, width);
     let blocks = n.div_ceil(QUERY_BLOCK);
     let (depth, stride) = (units::<T>(d), d.next_multiple_of(NR));
     Tensor::build::<T>(q.device(), q.shape(), |out| {

@@ -160,6 +160,7 @@ pub(crate) fn product<T: Product>(
     halves: usize,
     finish: impl Fn(Tile) + Sync,
 ) {
+    crate::meter::count(rows, right.depth, right.columns);
     let width = right.columns / halves;
     let row_blocks = rows.div_ceil(ROW_BLOCK);
     // Enough tasks for many cores where there are few rows; the choice never depends on the threads.

@@ -8,7 +8,7 @@ pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod linear;
 pub(crate) mod math;
-mod micro;
+pub(crate) mod micro;
 pub(crate) mod norm;
 pub(crate) mod shape;
 

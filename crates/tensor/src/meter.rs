@@ -1,0 +1,56 @@
+//! How much work was done and how fast this machine could do it, for benchmarks.
+
+use crate::cpu::gemm::Product;
+use crate::cpu::micro::{MR, NR};
+use crate::tensor::by_dtype;
+use crate::{DType, Result};
+use rayon::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+static FLOP: AtomicU64 = AtomicU64::new(0);
+
+/// Notes the operations of a product of these sizes.
+pub(crate) fn count(rows: usize, depth: usize, columns: usize) {
+    FLOP.fetch_add(2 * (rows * depth * columns) as u64, Ordering::Relaxed);
+}
+
+/// Floating-point operations of all linear layers, convolutions and attentions so far, a multiply-add being two.
+pub fn flop_count() -> u64 {
+    FLOP.load(Ordering::Relaxed)
+}
+
+/// Measures what the processor's arithmetic units give with all threads and no memory in the way, in FLOP/s: the inner
+/// product on operands that stay in the first-level cache, the best of a few runs of a tenth of a second.
+///
+/// # Errors
+/// An element type that the device cannot compute with.
+pub fn measure_peak(dtype: DType) -> Result<f64> {
+    by_dtype!("peak", "the operands", dtype, T => Ok(peak_of::<T>()))
+}
+
+fn peak_of<T: Product>() -> f64 {
+    const UNITS: usize = 64;
+    const REPEATS: usize = 200;
+    let kernel = T::kernel();
+    let run = || {
+        let (a, b) = (vec![0u32; UNITS * MR], vec![0u32; UNITS * NR]);
+        let mut c = vec![0f32; MR * NR];
+        for _ in 0..REPEATS {
+            // SAFETY: the operands hold UNITS units, the result is one tile.
+            unsafe { kernel(UNITS, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), NR, true) };
+        }
+        std::hint::black_box(&c);
+    };
+    let flop = (2 * MR * NR * UNITS * T::PER_UNIT * REPEATS) as f64;
+    let measure = || {
+        let (begin, mut rounds) = (Instant::now(), 0);
+        while begin.elapsed().as_secs_f64() < 0.1 {
+            let tasks = 8 * rayon::current_num_threads();
+            (0..tasks).into_par_iter().with_max_len(1).for_each(|_| run());
+            rounds += tasks;
+        }
+        flop * rounds as f64 / begin.elapsed().as_secs_f64()
+    };
+    (0..5).map(|_| measure()).fold(0.0, f64::max)
+}
