@@ -1,1 +1,39 @@
-//! The `faces` crate.
+//! From a photo to a face: reading pictures, finding faces (SCRFD), telling who it is (ArcFace),
+//! drawing the keypoints that InstantID's IdentityNet is conditioned on, and keeping identities.
+//!
+//! The modules stand in the order in which data flows.
+
+mod error;
+mod files;
+
+mod jpeg;
+mod photo;
+
+mod fit;
+mod resample;
+
+mod onnx;
+
+mod detect;
+mod embed;
+
+mod analyze;
+mod average;
+mod identity;
+
+mod keypoints;
+mod preview;
+mod raster;
+
+pub use analyze::{Analysis, Face, FaceAnalyzer, MIN_FACE};
+pub use average::{Averaged, SAME_PERSON, SourceReport, average};
+pub use detect::{DETECTION_SIDE, Detection, Detections, Scrfd};
+pub use embed::{ArcFace, align, cosine};
+pub use error::{Error, Result};
+pub use fit::{WorkingSize, prepare_like_reference, resize_lanczos_like_pillow, resize_like_pillow};
+pub use identity::Identity;
+pub use image::RgbImage;
+pub use keypoints::{COLORS, Keypoints, MAX_SIDE, check_keypoints, draw_keypoints, place_keypoints};
+pub use photo::{Photo, PhotoLimits};
+pub use preview::{draw_faces, save_png};
+pub use resample::{Affine, resize_bilinear, similarity, warp_affine};

@@ -1,0 +1,37 @@
+//! Reading only what is a file, and writing whole or not at all.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+/// Opens a regular file for reading: a pipe or device would block or never end.
+pub(crate) fn open_regular(path: &Path) -> Result<File, String> {
+    let plain = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => "no such file".to_owned(),
+        _ => e.to_string(),
+    };
+    let meta = fs::metadata(path).map_err(plain)?;
+    if meta.is_dir() {
+        return Err("it is a folder; a file is needed".into());
+    }
+    if !meta.is_file() {
+        return Err("it is not a regular file".into());
+    }
+    File::open(path).map_err(plain)
+}
+
+/// Writes beside the target, syncs, then renames, so that no reader ever sees half a file.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    let attempt = || -> std::io::Result<()> {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    attempt().inspect_err(|_| {
+        // The error at hand matters more than a leftover.
+        let _ = fs::remove_file(&beside);
+    })
+}
