@@ -11,13 +11,17 @@ use crate::torch;
 
 /// Opens one weights file.
 pub(crate) fn open(path: &Path) -> Result<Weights> {
-    let source = Arc::new(Source::open(path)?);
+    read(Arc::new(Source::open(path)?))
+}
+
+/// Reads a whole weights file.
+pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
     let head = source.read_vec(0, source.len().min(64) as usize)?;
     if head.starts_with(b"PK") {
         return torch::read(source);
     }
     match stranger(&head) {
-        Some(reason) => Err(Error::unsupported(path, reason)),
+        Some(reason) => Err(Error::unsupported(source.path(), reason)),
         None => safetensors::read(source),
     }
 }

@@ -22,10 +22,9 @@ const LONGEST_HEADER: u64 = 100_000_000;
 pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
     let path = source.path().to_owned();
     let bad = |reason: String| Error::malformed(&path, FORMAT, reason);
-    let truncated = |need| Error::Truncated { path: path.clone(), have: source.len(), need };
 
     if source.len() < 8 {
-        return Err(truncated(8));
+        return Err(source.truncated(8));
     }
     let mut length = [0; 8];
     source.read(0, &mut length)?;
@@ -35,7 +34,7 @@ pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
     }
     let start = 8 + length;
     if start > source.len() {
-        return Err(truncated(start));
+        return Err(source.truncated(start));
     }
     let json = source.read_vec(8, length as usize)?;
     let header: Header = serde_json::from_slice(&json).map_err(|e| bad(format!("its header is wrong: {e}")))?;
@@ -44,7 +43,7 @@ pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
     let end = check_ranges(&header.tensors).map_err(bad)?;
     let need = start.checked_add(end).ok_or_else(|| bad(format!("it claims {end} bytes of tensors")))?;
     if need > source.len() {
-        return Err(truncated(need));
+        return Err(source.truncated(need));
     }
     if need < source.len() {
         return Err(bad(format!("{} bytes follow its last tensor", source.len() - need)));
@@ -52,12 +51,8 @@ pub(crate) fn read(source: Arc<Source>) -> Result<Weights> {
 
     let mut entries = BTreeMap::new();
     for (name, info) in header.tensors {
-        let storage = Storage::File {
-            source: source.clone(),
-            start: start + info.from,
-            len: info.to - info.from,
-            checksum: None,
-        };
+        let storage =
+            Storage { source: source.clone(), start: start + info.from, len: info.to - info.from, checksum: None };
         let tensor = Stored::contiguous(storage, info.dtype, info.shape)
             .map_err(|reason| bad(format!("{}: {reason}", Quoted(&name))))?;
         entries.insert(name, Entry::new(tensor));

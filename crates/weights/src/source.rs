@@ -1,5 +1,6 @@
 //! Where the bytes lie: an open file read at positions, or memory.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -10,12 +11,17 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// An open file, with what was known of it when it was opened.
+/// An open file, with what was known of it when it was opened; or bytes in memory.
 pub(crate) struct Source {
-    file: File,
+    bytes: Bytes,
+    /// Where the bytes came from, for messages.
     path: PathBuf,
     len: u64,
-    modified: Option<SystemTime>,
+}
+
+enum Bytes {
+    File { file: File, modified: Option<SystemTime> },
+    Memory(Cow<'static, [u8]>),
 }
 
 impl Source {
@@ -26,7 +32,12 @@ impl Source {
         if !meta.is_file() {
             return Err(Error::unsupported(path, "it is not a regular file"));
         }
-        Ok(Source { file, path: path.to_owned(), len: meta.len(), modified: meta.modified().ok() })
+        let bytes = Bytes::File { file, modified: meta.modified().ok() };
+        Ok(Source { bytes, path: path.to_owned(), len: meta.len() })
+    }
+
+    pub(crate) fn memory(name: &str, bytes: Cow<'static, [u8]>) -> Source {
+        Source { len: bytes.len() as u64, bytes: Bytes::Memory(bytes), path: name.into() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -40,30 +51,40 @@ impl Source {
 
     /// Fills `buffer` from `at`. A file that has become shorter is an error, never a signal.
     pub(crate) fn read(&self, at: u64, buffer: &mut [u8]) -> Result<()> {
-        read_exact_at(&self.file, buffer, at).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::Changed { path: self.path.clone() },
-            _ => Error::io(&self.path, e),
-        })
+        match &self.bytes {
+            Bytes::File { file, .. } => read_exact_at(file, buffer, at).map_err(|e| match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => Error::Changed { path: self.path.clone() },
+                _ => Error::io(&self.path, e),
+            }),
+            Bytes::Memory(bytes) => {
+                let range = usize::try_from(at).ok().and_then(|at| bytes.get(at..)?.get(..buffer.len()));
+                let need = at.saturating_add(buffer.len() as u64);
+                buffer.copy_from_slice(range.ok_or_else(|| self.truncated(need))?);
+                Ok(())
+            }
+        }
     }
 
     /// Reads a range that the caller has bounded.
     pub(crate) fn read_vec(&self, at: u64, len: usize) -> Result<Vec<u8>> {
-        if at.checked_add(len as u64).is_none_or(|end| end > self.len) {
-            return Err(Error::Truncated {
-                path: self.path.clone(),
-                have: self.len,
-                need: at.saturating_add(len as u64),
-            });
+        let end = at.saturating_add(len as u64);
+        if end > self.len {
+            return Err(self.truncated(end));
         }
         let mut bytes = vec![0; len];
         self.read(at, &mut bytes)?;
         Ok(bytes)
     }
 
+    pub(crate) fn truncated(&self, need: u64) -> Error {
+        Error::Truncated { path: self.path.clone(), have: self.len, need }
+    }
+
     /// An error if the file was written to since it was opened.
     pub(crate) fn unchanged(&self) -> Result<()> {
-        let meta = self.file.metadata().map_err(|e| Error::io(&self.path, e))?;
-        if meta.len() != self.len || meta.modified().ok() != self.modified {
+        let Bytes::File { file, modified } = &self.bytes else { return Ok(()) };
+        let meta = file.metadata().map_err(|e| Error::io(&self.path, e))?;
+        if meta.len() != self.len || meta.modified().ok() != *modified {
             return Err(Error::Changed { path: self.path.clone() });
         }
         Ok(())
@@ -89,49 +110,29 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> std::io::Re
     Ok(())
 }
 
-/// A range of bytes that tensors are cut from.
+/// A range of bytes that tensors are cut from. The reader of the format has checked that it lies inside the source.
 #[derive(Clone)]
-pub(crate) enum Storage {
-    /// `len` bytes of a file from `start`; the reader of the format has checked that they lie inside it.
-    File { source: Arc<Source>, start: u64, len: u64, checksum: Option<Arc<Checksum>> },
-    /// Bytes in memory, little-endian as in files.
-    Memory(Arc<[u8]>),
+pub(crate) struct Storage {
+    pub(crate) source: Arc<Source>,
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    pub(crate) checksum: Option<Arc<Checksum>>,
 }
 
 impl Storage {
-    pub(crate) fn len(&self) -> u64 {
-        match self {
-            Storage::File { len, .. } => *len,
-            Storage::Memory(bytes) => bytes.len() as u64,
-        }
-    }
-
     /// Fills `buffer` from `at` bytes into the storage; the range has been checked when the tensor was made.
     pub(crate) fn read(&self, at: u64, buffer: &mut [u8]) -> Result<()> {
-        match self {
-            Storage::File { source, start, .. } => source.read(start + at, buffer),
-            Storage::Memory(bytes) => {
-                let at = at as usize;
-                buffer.copy_from_slice(&bytes[at..at + buffer.len()]);
-                Ok(())
-            }
-        }
+        self.source.read(self.start + at, buffer)
     }
 
     /// To be called before the first bytes are used: an error if the bytes are not those that were written.
     pub(crate) fn verify(&self) -> Result<()> {
-        match self {
-            Storage::File { source, checksum: Some(checksum), .. } => checksum.verify(source),
-            _ => Ok(()),
-        }
+        self.checksum.as_ref().map_or(Ok(()), |checksum| checksum.verify(&self.source))
     }
 
     /// To be called before and after a conversion: an error if the bytes may have changed under it.
     pub(crate) fn unchanged(&self) -> Result<()> {
-        match self {
-            Storage::File { source, .. } => source.unchanged(),
-            Storage::Memory(_) => Ok(()),
-        }
+        self.source.unchanged()
     }
 }
 

@@ -36,7 +36,7 @@ impl Stored {
         if shape.len() != strides.len() {
             return Err(format!("it has {} axes and {} strides", shape.len(), strides.len()));
         }
-        let held = storage.len() / dtype.size() as u64;
+        let held = storage.len / dtype.size() as u64;
         let count = count(&shape).filter(|&n| n as u64 <= held);
         let last = last_index(&shape, &strides, offset).filter(|&i| i < held || shape.contains(&0));
         if count.is_none() || last.is_none() {

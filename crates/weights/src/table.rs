@@ -1,5 +1,6 @@
 //! Named tensors, the walk through their names, and the marks of what has been used.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::source::Storage;
+use crate::source::{Source, Storage};
 use crate::stored::Stored;
 use crate::view::{Data, View};
 
@@ -58,6 +59,14 @@ impl Weights {
         if path.is_dir() { crate::folder::open(path) } else { crate::file::open(path) }
     }
 
+    /// Reads a weights file that lies in memory, such as one built into the program.
+    ///
+    /// # Errors
+    /// As for [`Weights::open`]; `name` stands for the path.
+    pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Weights> {
+        crate::file::read(Arc::new(Source::memory(name, bytes.into())))
+    }
+
     /// Weights that answer any [`Scope::get`] with small pseudo-random values, for benchmarks.
     pub fn random(seed: u64) -> Weights {
         Weights::build(Arc::from("random weights"), BTreeMap::new(), BTreeMap::new(), Some(seed))
@@ -77,7 +86,9 @@ impl Weights {
                 found: vec![values.len()],
                 expected: shape.clone(),
             };
-            match Stored::contiguous(Storage::Memory(bytes.into()), Dtype::F32, shape) {
+            let source = Arc::new(Source::memory(file, bytes.into()));
+            let storage = Storage { start: 0, len: source.len(), source, checksum: None };
+            match Stored::contiguous(storage, Dtype::F32, shape) {
                 Ok(tensor) if tensor.len() == values.len() => entries.insert(name, Entry::new(tensor)),
                 _ => return Err(misshapen),
             };

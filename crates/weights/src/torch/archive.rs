@@ -31,14 +31,18 @@ pub(super) struct Archive {
 pub(super) struct Record {
     start: u64,
     pub(super) len: u64,
+    compressed: bool,
     checksum: Arc<Checksum>,
 }
 
 /// What the central directory says of a record.
 struct Listed {
     header: u64,
+    /// Bytes in the file.
+    packed: u64,
     len: u64,
     crc: u32,
+    method: u16,
 }
 
 impl Archive {
@@ -60,14 +64,21 @@ impl Archive {
         self.records.contains_key(name)
     }
 
+    /// The record of this name. TorchScript files compress their code, so compression is refused here only.
     pub(super) fn record(&self, name: &str) -> Result<&Record> {
-        let missing = || format!("the record {} is missing", Quoted(name));
-        self.records.get(name).ok_or_else(|| Error::malformed(self.path(), FORMAT, missing()))
+        let bad = |what: &str| Error::malformed(self.path(), FORMAT, format!("the record {} {what}", Quoted(name)));
+        match self.records.get(name) {
+            None => Err(bad("is missing")),
+            Some(Record { compressed: true, .. }) => {
+                Err(bad("is compressed, which torch.save never does; store it uncompressed"))
+            }
+            Some(record) => Ok(record),
+        }
     }
 
     /// The first `len` bytes of a record, to be read later. The check sum is that of the whole record.
     pub(super) fn storage(&self, record: &Record, len: u64) -> Storage {
-        Storage::File { source: self.source.clone(), start: record.start, len, checksum: Some(record.checksum.clone()) }
+        Storage { source: self.source.clone(), start: record.start, len, checksum: Some(record.checksum.clone()) }
     }
 
     /// All bytes of a record that the caller has bounded, with its check sum compared.
@@ -189,9 +200,6 @@ fn central(fields: &mut Fields) -> Option<std::result::Result<(String, Listed), 
     if flags & ENCRYPTED != 0 {
         return refuse("is encrypted");
     }
-    if method != 0 {
-        return refuse("is compressed, which torch.save never does; store it uncompressed");
-    }
 
     // A field that does not fit its 32 bits stands in the zip64 extra, in this order.
     let (mut packed, mut len, mut header) = (packed as u64, len as u64, header as u64);
@@ -208,13 +216,13 @@ fn central(fields: &mut Fields) -> Option<std::result::Result<(String, Listed), 
             }
         }
     }
-    if packed != len {
+    if method == 0 && packed != len {
         return refuse("is stored with two different sizes");
     }
     if disk != 0 && disk != 0xffff {
         return refuse("lies in another part");
     }
-    Some(Ok((name.to_owned(), Listed { header, len, crc })))
+    Some(Ok((name.to_owned(), Listed { header, packed, len, crc, method })))
 }
 
 /// Compares each record with its own header and finds where its bytes start.
@@ -242,10 +250,10 @@ fn locate(
         let extra_len = local(&header, &name, &entry)
             .ok_or_else(|| bad("has a header of its own that disagrees with the directory's entry"))?;
         let start = entry.header + header_len as u64 + extra_len;
-        let end = inside(start.checked_add(entry.len)).ok_or_else(|| bad("reaches beyond the end of the file"))?;
+        let end = inside(start.checked_add(entry.packed)).ok_or_else(|| bad("reaches beyond the end of the file"))?;
         free_from = end;
         let checksum = Arc::new(Checksum::new(start, entry.len, entry.crc));
-        records.insert(name, Record { start, len: entry.len, checksum });
+        records.insert(name, Record { start, len: entry.len, compressed: entry.method != 0, checksum });
     }
     Ok(records)
 }
@@ -262,11 +270,11 @@ fn local(header: &[u8], name: &str, entry: &Listed) -> Option<u64> {
     let follow = flags & SIZES_FOLLOW != 0;
     let agrees = |field: u32, value: u64| field as u64 == value || field == 0xffff_ffff || (follow && field == 0);
     let same = signature == LOCAL
-        && method == 0
+        && method == entry.method
         && flags & ENCRYPTED == 0
         && name_len as usize == name.len()
         && &header[30..] == name.as_bytes()
-        && agrees(packed, entry.len)
+        && agrees(packed, entry.packed)
         && agrees(len, entry.len)
         && (crc == entry.crc || (follow && crc == 0));
     same.then_some(extra_len as u64)
