@@ -1,2 +1,103 @@
-//! The `sameface` command.
-fn main() {}
+//! The program `sameface`: reads the command line, calls the crates that do the work, and says what came of it.
+
+mod cli;
+mod faces;
+mod fault;
+mod models;
+mod output;
+mod threads;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use cli::{Cli, Command};
+use fault::Fault;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => report(&fault),
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Fault> {
+    match &cli.command {
+        Command::Faces(args) => faces::run(args),
+        Command::Models(args) => models::run(args),
+    }
+}
+
+/// One sentence on stderr; with `--json` also an object on stdout, so that whoever parses it always finds one.
+fn report(fault: &Fault) -> ExitCode {
+    match fault {
+        Fault::Closed | Fault::Said => {}
+        Fault::Given(sentence) | Fault::Here(sentence) => {
+            output::say(&format!("sameface: {sentence}"));
+            if wants_json() {
+                let _ = output::json(&serde_json::json!({"error": sentence}));
+            }
+        }
+    }
+    ExitCode::from(fault.status())
+}
+
+/// What clap says of a command line that cannot be read; help and version are not refusals.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => report(&Fault::Given(sentence(&error.to_string()))),
+    }
+}
+
+/// Clap's first paragraph, and its guess at what was meant, as one line.
+fn sentence(text: &str) -> String {
+    let mut paragraphs = text.split("\n\n");
+    let first = paragraphs.next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first).split_whitespace().collect::<Vec<_>>().join(" ");
+    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    let tips: String = tips.map(|tip| format!("; {tip}")).collect();
+    format!("{first}{tips} (--help explains)")
+}
+
+fn wants_json() -> bool {
+    std::env::args_os().any(|arg| arg == "--json")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn refusals_are_one_line() {
+        for (line, said) in [
+            (vec!["models", "lst"], "unrecognized subcommand 'lst'; a similar subcommand exists: 'list'"),
+            (vec!["models", "pull"], "the following required arguments were not provided: <NAME>"),
+            (vec!["paint"], "unrecognized subcommand 'paint'"),
+            (vec!["models", "list", "--jsn"], "unexpected argument '--jsn' found; a similar argument exists: '--json'"),
+        ] {
+            let error = Cli::try_parse_from([vec!["sameface"], line].concat()).unwrap_err();
+            let said_now = sentence(&error.to_string());
+            assert!(said_now.starts_with(said) && !said_now.contains('\n'), "{said_now}");
+        }
+    }
+}

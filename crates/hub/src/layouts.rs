@@ -105,6 +105,11 @@ pub(crate) fn named(role: Role, root: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
+/// Whether a folder that is not quite it is near enough for its loader to say what it lacks.
+pub(crate) fn nearly(role: Role, path: &Path) -> bool {
+    role == Role::FaceModels && names(path).iter().any(|name| name.ends_with(".onnx"))
+}
+
 /// Whether a path can be loaded as this part of the stack, judged by the names in it alone.
 fn is_it(role: Role, path: &Path) -> bool {
     match role {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::{RepoCache, is_repo};
 use crate::catalog::{self, Entry};
-use crate::layouts::{lacks, named, settle};
+use crate::layouts::{lacks, named, nearly, settle};
 use crate::plan::{Wanted, is_here};
 use crate::{Error, HubConfig, Result};
 
@@ -96,6 +96,7 @@ fn locate_given(config: &HubConfig, role: Role, given: &str) -> Result<Found> {
     let path = Path::new(given);
     if path.exists() {
         let settled = settle(role, path).map_err(|found| ambiguous(role, path, &found))?;
+        let settled = settled.or_else(|| nearly(role, path).then(|| path.to_path_buf()));
         let why = || refuse(format!("is not {}", role.valid()));
         return settled.map(|path| Found { path, place: Place::Given }).ok_or_else(why);
     }

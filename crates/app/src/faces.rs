@@ -1,0 +1,128 @@
+//! `sameface faces`: the faces in photos, as text, JSON, a drawing or a saved identity.
+
+use std::path::{Path, PathBuf};
+
+use faces::{Analysis, Face, FaceAnalyzer, Identity, Photo};
+use hub::Role;
+use serde_json::{Value, json};
+
+use crate::cli::FacesArgs;
+use crate::fault::Fault;
+use crate::{models, output, threads};
+
+pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
+    let several = args.photos.len() > 1;
+    for (option, value) in [("--draw", &args.draw), ("--draw-keypoints", &args.draw_keypoints)] {
+        if several && let Some(path) = value {
+            let (path, count) = (path.display(), args.photos.len());
+            return Err(Fault::Given(format!("{option} `{path}` is for one photo, and {count} are given")));
+        }
+    }
+    threads::limit(args.threads)?;
+    let folder = hub::locate(&models::config()?, Role::FaceModels, args.face_models.as_deref())?;
+    let analyzer = FaceAnalyzer::open(&folder.path)?;
+
+    let looks: Vec<Look> = args.photos.iter().map(|photo| look(&analyzer, args, photo)).collect();
+    write_files(&analyzer, args, &looks)?;
+    print(args, &looks)?;
+    match looks.iter().any(|look| look.outcome.is_err()) {
+        true => Err(Fault::Said),
+        false => Ok(()),
+    }
+}
+
+/// What came of one photo.
+struct Look<'a> {
+    path: &'a Path,
+    outcome: Result<(Photo, Analysis), String>,
+}
+
+/// Looks at one photo. What is wrong with it is said at once, and the others go on.
+fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a PathBuf) -> Look<'a> {
+    let outcome = Photo::open(path).and_then(|photo| {
+        let mut analysis = analyzer.analyze(&photo)?;
+        // Refuses a photo without a usable face, or without the one that was asked for.
+        let (chosen, _) = analysis.choose(args.face_index)?;
+        if args.face_index.is_some() {
+            analysis.faces = vec![chosen.clone()];
+        }
+        Ok((photo, analysis))
+    });
+    match &outcome {
+        Ok((photo, analysis)) => {
+            for notice in photo.notices.iter().chain(&analysis.notices) {
+                output::say(&format!("{}: {notice}", path.display()));
+            }
+        }
+        Err(error) => output::say(&format!("sameface: {error}")),
+    }
+    Look { path, outcome: outcome.map_err(|error| error.to_string()) }
+}
+
+fn write_files(analyzer: &FaceAnalyzer, args: &FacesArgs, looks: &[Look]) -> Result<(), Fault> {
+    let usable: Vec<&(Photo, Analysis)> = looks.iter().filter_map(|look| look.outcome.as_ref().ok()).collect();
+    let Some((photo, analysis)) = usable.first() else { return Ok(()) };
+    if let Some(path) = &args.draw {
+        faces::save_png(path, &faces::draw_faces(&photo.image, &analysis.faces))?;
+    }
+    if let Some(path) = &args.draw_keypoints {
+        let (width, height) = analysis.size;
+        faces::save_png(path, &faces::draw_keypoints(width, height, &analysis.faces[0].kps)?)?;
+    }
+    if let Some(path) = &args.save {
+        let read = usable.iter().map(|(_, analysis)| {
+            let identity = Identity::of_face(&analysis.faces[0], analysis, analyzer.recogniser_hash());
+            (analysis.name.clone(), Ok((identity, Vec::new())))
+        });
+        let averaged = faces::average(read.collect())?;
+        for report in &averaged.reports {
+            if let Some(why) = &report.skipped {
+                output::say(&format!("{}: left out of the identity: {why}", report.name));
+            }
+        }
+        averaged.identity.save(path)?;
+        let used = averaged.reports.iter().filter(|report| report.skipped.is_none()).count();
+        output::say(&format!("the identity of {used} photo{} is in {}", plural(used), path.display()));
+    }
+    Ok(())
+}
+
+fn print(args: &FacesArgs, looks: &[Look]) -> Result<(), Fault> {
+    if args.json {
+        let mut values: Vec<Value> = looks.iter().map(value).collect();
+        return match values.len() {
+            1 => output::json(&values.remove(0)),
+            _ => output::json(&Value::Array(values)),
+        };
+    }
+    for look in looks {
+        let Ok((_, analysis)) = &look.outcome else { continue };
+        let (count, (width, height)) = (analysis.faces.len(), analysis.size);
+        output::line(&format!("{}: {width}x{height}, {count} face{}", look.path.display(), plural(count)))?;
+        for (index, face) in analysis.faces.iter().enumerate() {
+            let [x1, y1, x2, y2] = face.bbox;
+            let number = args.face_index.unwrap_or(index);
+            output::line(&format!(
+                "  {number}: ({x1:.0}, {y1:.0}) to ({x2:.0}, {y2:.0}), certainty {:.2}",
+                face.det_score
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+fn value(look: &Look) -> Value {
+    let photo = look.path.display().to_string();
+    match &look.outcome {
+        Ok((_, analysis)) => json!({"photo": photo, "faces": analysis.faces.iter().map(face).collect::<Vec<_>>()}),
+        Err(error) => json!({"photo": photo, "faces": [], "error": error}),
+    }
+}
+
+fn face(face: &Face) -> Value {
+    json!({"bbox": face.bbox, "det_score": face.det_score, "kps": face.kps, "embedding": face.embedding})
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}

@@ -1,0 +1,99 @@
+//! The program as its users meet it: what it prints where, and with which exit status.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Runs the program on a machine that has nothing but an empty home.
+fn sameface(home: &Path, line: &[&str]) -> Output {
+    command(home, line).output().unwrap()
+}
+
+fn command(home: &Path, line: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sameface"));
+    command.env_clear().env("HOME", home).args(line).stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn refusals_have_one_sentence_and_a_status() {
+    let home = tempfile::tempdir().unwrap();
+    for (line, status, said) in [
+        (&["models", "path", "nonsense"][..], 2, "no model is called `nonsense`; known are `instantid`"),
+        (&["models", "path", "instantid"], 2, "`sameface models pull instantid` brings it"),
+        (&["models", "pull", "no/such/name"], 2, "no model is called `no/such/name`"),
+        (&["models", "frobnicate"], 2, "unrecognized subcommand 'frobnicate'"),
+        (&["--nonsense"], 2, "unexpected argument '--nonsense'"),
+    ] {
+        for json in [false, true] {
+            let line = if json { [line, &["--json"]].concat() } else { line.to_vec() };
+            let output = sameface(home.path(), &line);
+            let (out, err) = (text(&output.stdout), text(&output.stderr));
+            assert_eq!(output.status.code(), Some(status), "{line:?}: {err}");
+            assert!(err.starts_with("sameface: ") && err.contains(said), "{line:?}: {err}");
+            assert_eq!(err.trim_end().lines().count(), 1, "{line:?}: {err}");
+            match json {
+                true => assert!(out.starts_with("{\"error\":\"") && out.contains(said), "{line:?}: {out}"),
+                false => assert_eq!(out, "", "{line:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_surrounding_that_makes_no_sense_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let output = command(home.path(), &["models", "list"]).env("HF_ENDPOINT", "nowhere").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("HF_ENDPOINT is `nowhere`"));
+    let offline = command(home.path(), &["models", "pull", "antelopev2"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_eq!(offline.status.code(), Some(1));
+    assert!(text(&offline.stderr).contains("HF_HUB_OFFLINE is set"));
+}
+
+#[test]
+fn licences_are_shown_before_anything_is_fetched() {
+    let home = tempfile::tempdir().unwrap();
+    let output = sameface(home.path(), &["models", "pull", "instantid", "--dry-run"]);
+    assert_eq!(output.status.code(), Some(0));
+    let said = text(&output.stderr);
+    for part in ["InstantX/InstantID", "non-commercial research only", "Open RAIL++-M", "11.4 GB would be fetched"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(std::fs::read_dir(home.path()).unwrap().next().is_none(), "a dry run leaves nothing behind");
+}
+
+#[test]
+fn the_list_is_for_people_and_for_programs() {
+    let home = tempfile::tempdir().unwrap();
+    let people = text(&sameface(home.path(), &["models", "list"]).stdout);
+    assert!(people.contains("not here: `sameface models pull antelopev2` brings it"), "{people}");
+    let programs = text(&sameface(home.path(), &["models", "list", "--json"]).stdout);
+    let value: serde_json::Value = serde_json::from_str(&programs).unwrap();
+    assert_eq!(value["models"][0]["name"], "instantid");
+    assert!(value["in_use"]["model"].is_null());
+}
+
+#[test]
+fn help_teaches_and_version_tells() {
+    let home = tempfile::tempdir().unwrap();
+    for line in [&["--help"][..], &["--version"], &["models", "--help"], &["models", "pull", "--help"]] {
+        let output = sameface(home.path(), line);
+        assert_eq!(output.status.code(), Some(0), "{line:?}");
+        assert!(output.stderr.is_empty() && !output.stdout.is_empty(), "{line:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_fault() {
+    let home = tempfile::tempdir().unwrap();
+    let mut child =
+        command(home.path(), &["models", "list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    // It may have written before the pipe closed; either way there is nothing to complain about.
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
