@@ -1,0 +1,186 @@
+//! CLIP's text encoders (arXiv:2103.00020; transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`).
+
+mod config;
+
+pub use config::ClipTextConfig;
+
+use crate::Result;
+use crate::error::input;
+use crate::load::{LayerNorm, Loader};
+use tensor::ops::{self, Activation, KeyValue, Linear};
+use tensor::{DType, Device, Tensor};
+use weights::Scope;
+
+const MODEL: &str = "CLIP text encoder";
+
+struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+}
+
+struct Layer {
+    layer_norm1: LayerNorm,
+    self_attn: SelfAttention,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// Token numbers to hidden states.
+pub struct ClipText {
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+    config: ClipTextConfig,
+}
+
+/// What the encoder gives, in its compute type.
+#[derive(Debug, Clone)]
+pub struct ClipOutput {
+    /// The requested layer without the final norm, `[b, n, c]`.
+    pub hidden: Tensor,
+    /// The last layer with the final norm, `[b, n, c]`.
+    pub last: Tensor,
+    /// `last` at the end of the text, projected where the encoder has a projection, `[b, p]`.
+    pub pooled: Tensor,
+}
+
+impl ClipText {
+    /// Builds the encoder from its tensors, whether their names begin with `text_model.` or not.
+    ///
+    /// # Errors
+    /// As [`crate::UNet::load`].
+    pub fn load(scope: &Scope, config: &ClipTextConfig, device: &Device, dtype: DType) -> Result<ClipText> {
+        config.check()?;
+        let root = Loader::new(scope, device, dtype);
+        let at = match config::is_prefixed(scope) {
+            true => root.push("text_model"),
+            false => root.clone(),
+        };
+        let &ClipTextConfig { hidden_size: width, intermediate_size: inner, layer_norm_eps: eps, .. } = config;
+        let layer = |i: usize| -> Result<Layer> {
+            let at = at.push("encoder.layers").push(i);
+            let project = |name: &str| at.push("self_attn").push(name).linear(width, width, true);
+            Ok(Layer {
+                layer_norm1: at.push("layer_norm1").layer_norm(width, eps)?,
+                self_attn: SelfAttention {
+                    q_proj: project("q_proj")?,
+                    k_proj: project("k_proj")?,
+                    v_proj: project("v_proj")?,
+                    out_proj: project("out_proj")?,
+                },
+                layer_norm2: at.push("layer_norm2").layer_norm(width, eps)?,
+                fc1: at.push("mlp.fc1").linear(width, inner, true)?,
+                fc2: at.push("mlp.fc2").linear(inner, width, true)?,
+            })
+        };
+        let embeddings = at.push("embeddings");
+        // A buffer of 0, 1, 2, ... that older files hold.
+        embeddings.scope.ignore("position_ids");
+        Ok(ClipText {
+            token_embedding: embeddings.tensor("token_embedding.weight", &[config.vocab_size, width])?,
+            position_embedding: embeddings
+                .tensor("position_embedding.weight", &[config.max_position_embeddings, width])?,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            final_layer_norm: at.push("final_layer_norm").layer_norm(width, eps)?,
+            text_projection: config
+                .projection_dim
+                .map(|dim| root.push("text_projection").linear(width, dim, false))
+                .transpose()?,
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration it was built with.
+    pub fn config(&self) -> &ClipTextConfig {
+        &self.config
+    }
+
+    /// `ids`: rows of equal length, at most [`ClipTextConfig::max_position_embeddings`]. `skip`: how many of the last
+    /// layers the `hidden` result leaves out; SDXL takes 1, a clip skip of n adds n.
+    ///
+    /// # Errors
+    /// Rows of different or too great length, a number beyond the vocabulary, `skip` beyond the layers, no memory.
+    pub fn forward(&self, ids: &[Vec<u32>], skip: usize) -> Result<ClipOutput> {
+        let (rows, len) = self.check_ids(ids)?;
+        let layers = self.layers.len();
+        if skip > layers {
+            return Err(input(MODEL, "the number of skipped layers", skip, format!("0 to {layers}")));
+        }
+        let width = self.config.hidden_size;
+        let tokens = ops::embedding(&self.token_embedding, &ids.concat())?.reshape(&[rows, len, width])?;
+        let places = self.position_embedding.rows(0, len)?.reshape(&[1, len, width])?;
+        let mut x = ops::add(&tokens, &ops::repeat_rows(&places, rows)?)?;
+        let mut hidden = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, self.config.num_attention_heads, self.config.hidden_act)?;
+            if i + 1 + skip == layers {
+                hidden = x.clone();
+            }
+        }
+        let last = self.final_layer_norm.forward(&x)?;
+        let flat = last.reshape(&[rows * len, width])?;
+        let ends = ids.iter().enumerate().map(|(row, ids)| flat.rows(row * len + self.end(ids), 1));
+        let ends = ends.collect::<std::result::Result<Vec<_>, _>>()?;
+        let pooled = ops::concat_rows(&ends.iter().collect::<Vec<_>>())?;
+        let pooled = match &self.text_projection {
+            Some(project) => project.forward(&pooled)?,
+            None => pooled,
+        };
+        Ok(ClipOutput { hidden, last, pooled })
+    }
+
+    /// Applies the encoder's final norm, which Stable Diffusion 1.5 wants on a skipped layer and SDXL does not.
+    ///
+    /// # Errors
+    /// A shape that does not fit, no memory.
+    pub fn final_norm(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.final_layer_norm.forward(hidden)
+    }
+
+    /// Where the text ends. Configurations from before transformers' #24773 say 2, which is no token of CLIP's: there
+    /// the greatest number is the end. Otherwise the first end token is, and the first place if there is none.
+    fn end(&self, ids: &[u32]) -> usize {
+        let end = match self.config.eos_token_id {
+            2 => ids.iter().copied().max().unwrap_or(0),
+            eos => eos,
+        };
+        ids.iter().position(|&id| id == end).unwrap_or(0)
+    }
+
+    fn check_ids(&self, ids: &[Vec<u32>]) -> Result<(usize, usize)> {
+        let len = ids.first().map_or(0, Vec::len);
+        let most = self.config.max_position_embeddings;
+        if !(1..=most).contains(&len) || ids.iter().any(|row| row.len() != len) {
+            let got: Vec<usize> = ids.iter().map(Vec::len).take(8).collect();
+            return Err(input(
+                MODEL,
+                "the number of tokens in each row",
+                got,
+                format!("the same everywhere, 1 to {most}"),
+            ));
+        }
+        match ids.iter().flatten().find(|&&id| id as usize >= self.config.vocab_size) {
+            Some(id) => Err(input(MODEL, "a token", id, format!("less than {}", self.config.vocab_size))),
+            None => Ok((ids.len(), len)),
+        }
+    }
+}
+
+impl Layer {
+    /// `[b, n, c] -> [b, n, c]`.
+    fn forward(&self, x: &Tensor, heads: usize, act: Activation) -> Result<Tensor> {
+        let SelfAttention { q_proj, k_proj, v_proj, out_proj } = &self.self_attn;
+        let h = self.layer_norm1.forward(x)?;
+        let (q, k, v) = (q_proj.forward(&h)?, k_proj.forward(&h)?, v_proj.forward(&h)?);
+        let scale = 1.0 / ((q_proj.out_features() / heads) as f32).sqrt();
+        let h = ops::attention(&q, KeyValue { k: &k, v: &v }, heads, scale, true, None)?;
+        let x = out_proj.forward_with(&h, Activation::None, Some(x))?;
+        let h = self.fc1.forward_with(&self.layer_norm2.forward(&x)?, act, None)?;
+        Ok(self.fc2.forward_with(&h, Activation::None, Some(&x))?)
+    }
+}

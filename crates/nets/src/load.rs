@@ -1,0 +1,107 @@
+//! From named tensors to layers: shapes are checked before a tensor is read, layers are packed once.
+
+use crate::Result;
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear};
+use tensor::{DType, Device, Tensor};
+use weights::Scope;
+
+/// A place in the checkpoint, and where its tensors go.
+#[derive(Clone)]
+pub(crate) struct Loader {
+    pub(crate) scope: Scope,
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+}
+
+impl Loader {
+    pub(crate) fn new(scope: &Scope, device: &Device, dtype: DType) -> Loader {
+        Loader { scope: scope.clone(), device: *device, dtype }
+    }
+
+    pub(crate) fn push(&self, part: impl std::fmt::Display) -> Loader {
+        Loader { scope: self.scope.push(part), ..self.clone() }
+    }
+
+    /// The same place, computing in f32: for what is small and conditions everything, such as the time step.
+    pub(crate) fn in_f32(&self) -> Loader {
+        Loader { dtype: DType::F32, ..self.clone() }
+    }
+
+    /// The tensor in the compute type.
+    pub(crate) fn tensor(&self, leaf: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor_as(leaf, shape, self.dtype)
+    }
+
+    fn tensor_as(&self, leaf: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let view = self.scope.get(leaf, shape)?;
+        Ok(match dtype {
+            DType::BF16 => Tensor::from_bf16_bits(&self.device, shape, &view.to_bf16()?)?,
+            _ => Tensor::from_f32(&self.device, dtype, shape, &view.to_f32()?)?,
+        })
+    }
+
+    /// A vector that stays f32 whatever the compute type: biases and norms are small and their rounding is felt.
+    fn vector(&self, leaf: &str, len: usize) -> Result<Tensor> {
+        self.tensor_as(leaf, &[len], DType::F32)
+    }
+
+    /// The linear layer here, `weight [out, in]`; a 1x1 convolution `[out, in, 1, 1]` is the same thing on NHWC.
+    pub(crate) fn linear(&self, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        let as_conv = self.scope.shape("weight").is_some_and(|shape| shape.len() == 4);
+        let shape: &[usize] = if as_conv { &[outputs, inputs, 1, 1] } else { &[outputs, inputs] };
+        let weight = self.tensor("weight", shape)?.reshape(&[outputs, inputs])?;
+        let bias = bias.then(|| self.vector("bias", outputs)).transpose()?;
+        Ok(Linear::new(&weight, bias.as_ref())?)
+    }
+
+    /// The convolution here, with a square kernel.
+    pub(crate) fn conv(&self, inputs: usize, outputs: usize, kernel: usize, options: ConvOptions) -> Result<Conv2d> {
+        let weight = self.tensor("weight", &[outputs, inputs, kernel, kernel])?;
+        Ok(Conv2d::new(&weight, Some(&self.vector("bias", outputs)?), options)?)
+    }
+
+    /// The 3x3 convolution here that keeps the size.
+    pub(crate) fn conv3(&self, inputs: usize, outputs: usize) -> Result<Conv2d> {
+        self.conv(inputs, outputs, 3, ConvOptions::same3())
+    }
+
+    pub(crate) fn group_norm(&self, channels: usize, groups: usize, eps: f32) -> Result<GroupNorm> {
+        Ok(GroupNorm { weight: self.vector("weight", channels)?, bias: self.vector("bias", channels)?, groups, eps })
+    }
+
+    pub(crate) fn layer_norm(&self, channels: usize, eps: f32) -> Result<LayerNorm> {
+        Ok(LayerNorm { weight: self.vector("weight", channels)?, bias: self.vector("bias", channels)?, eps })
+    }
+
+    /// How many numbered children there are: 0, 1, 2 and so on without a gap.
+    pub(crate) fn count(scope: &Scope) -> usize {
+        scope.children().iter().enumerate().take_while(|(i, name)| **name == i.to_string()).count()
+    }
+}
+
+/// Normalisation over groups of channels and the picture.
+pub(crate) struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f32,
+}
+
+impl GroupNorm {
+    pub(crate) fn forward(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
+        Ok(ops::group_norm(x, self.groups, &self.weight, &self.bias, self.eps, act)?)
+    }
+}
+
+/// Normalisation over channels.
+pub(crate) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl LayerNorm {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::layer_norm(x, &self.weight, Some(&self.bias), self.eps)?)
+    }
+}

@@ -1,0 +1,160 @@
+//! Attention over a picture's positions and over the context (diffusers' `Transformer2DModel`).
+
+use crate::Result;
+use crate::load::{GroupNorm, LayerNorm, Loader};
+use tensor::Tensor;
+use tensor::ops::{self, Activation, KeyValue, Linear};
+
+/// Keys and values of a context, `[b, m, c]` each.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Keys {
+    pub(crate) fn new(to_k: &Linear, to_v: &Linear, context: &Tensor) -> Result<Keys> {
+        Ok(Keys { k: to_k.forward(context)?, v: to_v.forward(context)? })
+    }
+
+    fn borrow(&self) -> KeyValue<'_> {
+        KeyValue { k: &self.k, v: &self.v }
+    }
+}
+
+/// What one cross-attention attends to: the text, and the identity tokens where there are any.
+#[derive(Debug, Clone)]
+pub(crate) struct CrossKeys {
+    pub(crate) text: Keys,
+    pub(crate) identity: Option<Keys>,
+}
+
+/// What the blocks of one forward pass share.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'a> {
+    /// The activated time embedding, `[b, time]`.
+    pub(crate) temb: &'a Tensor,
+    /// Keys and values of every cross-attention, in the order in which they run.
+    pub(crate) keys: &'a [CrossKeys],
+    pub(crate) identity_scale: f32,
+}
+
+/// Multi-head attention with its projections.
+pub(crate) struct Attention {
+    to_q: Linear,
+    pub(crate) to_k: Linear,
+    pub(crate) to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<Attention> {
+        Ok(Attention {
+            to_q: at.push("to_q").linear(width, width, false)?,
+            to_k: at.push("to_k").linear(context, width, false)?,
+            to_v: at.push("to_v").linear(context, width, false)?,
+            to_out: at.push("to_out.0").linear(width, width, true)?,
+            heads,
+        })
+    }
+
+    /// `x` normalised, `residual` before normalisation, both `[b, n, c]`.
+    fn forward(
+        &self,
+        x: &Tensor,
+        keys: &Keys,
+        second: Option<(KeyValue<'_>, f32)>,
+        residual: &Tensor,
+    ) -> Result<Tensor> {
+        let q = self.to_q.forward(x)?;
+        let scale = 1.0 / ((self.to_q.out_features() / self.heads) as f32).sqrt();
+        let x = ops::attention(&q, keys.borrow(), self.heads, scale, false, second)?;
+        Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
+    }
+}
+
+/// Self-attention, cross-attention, feed-forward (diffusers' `BasicTransformerBlock` with layer norms and GEGLU).
+pub(crate) struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    pub(crate) attn2: Attention,
+    norm3: LayerNorm,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+/// Of the layer norms in every published model; no configuration has a field for it.
+const LAYER_NORM_EPS: f32 = 1e-5;
+
+impl TransformerBlock {
+    fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<TransformerBlock> {
+        Ok(TransformerBlock {
+            norm1: at.push("norm1").layer_norm(width, LAYER_NORM_EPS)?,
+            attn1: Attention::load(&at.push("attn1"), width, width, heads)?,
+            norm2: at.push("norm2").layer_norm(width, LAYER_NORM_EPS)?,
+            attn2: Attention::load(&at.push("attn2"), width, context, heads)?,
+            norm3: at.push("norm3").layer_norm(width, LAYER_NORM_EPS)?,
+            ff_in: at.push("ff.net.0.proj").linear(width, 8 * width, true)?,
+            ff_out: at.push("ff.net.2").linear(4 * width, width, true)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, keys: &CrossKeys, identity_scale: f32) -> Result<Tensor> {
+        let h = self.norm1.forward(x)?;
+        let x = self.attn1.forward(&h, &Keys::new(&self.attn1.to_k, &self.attn1.to_v, &h)?, None, x)?;
+        // A weight of nothing must give the bytes of no identity, so the branch is not run at all.
+        let second =
+            keys.identity.as_ref().filter(|_| identity_scale != 0.0).map(|keys| (keys.borrow(), identity_scale));
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, &keys.text, second, &x)?;
+        let h = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
+        Ok(self.ff_out.forward_with(&h, Activation::None, Some(&x))?)
+    }
+}
+
+/// A stack of transformer blocks on the positions of a picture.
+pub(crate) struct Transformer2D {
+    norm: GroupNorm,
+    proj_in: Linear,
+    pub(crate) transformer_blocks: Vec<TransformerBlock>,
+    proj_out: Linear,
+    /// Place of the first block among the network's cross-attentions, in the order in which they run.
+    first: usize,
+}
+
+impl Transformer2D {
+    /// `next` counts the cross-attentions loaded so far.
+    pub(crate) fn load(
+        at: &Loader,
+        width: usize,
+        depth: usize,
+        heads: usize,
+        context: usize,
+        groups: usize,
+        next: &mut usize,
+    ) -> Result<Transformer2D> {
+        let first = *next;
+        *next += depth;
+        Ok(Transformer2D {
+            norm: at.push("norm").group_norm(width, groups, 1e-6)?,
+            proj_in: at.push("proj_in").linear(width, width, true)?,
+            transformer_blocks: (0..depth)
+                .map(|i| TransformerBlock::load(&at.push("transformer_blocks").push(i), width, context, heads))
+                .collect::<Result<_>>()?,
+            proj_out: at.push("proj_out").linear(width, width, true)?,
+            first,
+        })
+    }
+
+    /// `[b, h, w, c] -> [b, h, w, c]`.
+    pub(crate) fn forward(&self, x: &Tensor, step: Step<'_>) -> Result<Tensor> {
+        let [b, h, w, c] = x.dims4()?;
+        let flat = x.reshape(&[b, h * w, c])?;
+        let mut y = self.proj_in.forward(&self.norm.forward(&flat, Activation::None)?)?;
+        for (block, keys) in self.transformer_blocks.iter().zip(&step.keys[self.first..]) {
+            y = block.forward(&y, keys, step.identity_scale)?;
+        }
+        Ok(self.proj_out.forward_with(&y, Activation::None, Some(&flat))?.reshape(&[b, h, w, c])?)
+    }
+}

@@ -1,0 +1,103 @@
+//! Every network against the reference library, in f32 and bf16.
+
+mod common;
+
+use common::*;
+use nets::*;
+use tensor::{DType, Device};
+
+const CPU: Device = Device::Cpu;
+
+/// Runs `case` for every fixture and precision, and asks that it used every tensor of the file.
+fn each(names: &[&'static str], case: impl Fn(&Fixture, DType, f64)) {
+    for name in names {
+        for (dtype, tolerance) in PRECISIONS {
+            let f = Fixture::open(name);
+            case(&f, dtype, tolerance);
+            assert_eq!(f.weights.unused(), [""; 0], "{name}: tensors not used");
+        }
+    }
+}
+
+#[test]
+fn unets() {
+    each(&["unet_sdxl_a", "unet_sdxl_b", "unet_sd15"], |f, dtype, tolerance| {
+        let unet = unet(f, dtype);
+        f.agrees("sample", &unet_sample(f, &unet), dtype, tolerance);
+    });
+}
+
+#[test]
+fn unet_with_identity_and_residuals() {
+    each(&["unet_identity"], |f, dtype, tolerance| {
+        let mut unet = unet(f, dtype);
+        unet.attach_identity(&f.scope().push("ip_adapter")).unwrap();
+        let context = unet.context(&f.input("text"), Some(&f.input("identity")), f.added().as_ref()).unwrap();
+        let residuals = Residuals { down: f.inputs("down"), mid: f.input("mid"), scale: 1.0 };
+        let (latent, t, scale) = (f.input("latent"), f.number("timestep"), f.number("identity_scale"));
+        let both = unet.forward(&latent, t, &context, scale, Some(&residuals)).unwrap();
+        f.agrees("sample", &both, dtype, tolerance);
+        let alone = unet.forward(&latent, t, &context, scale, None).unwrap();
+        f.agrees("identity_alone", &alone, dtype, tolerance);
+    });
+}
+
+#[test]
+fn controlnets() {
+    each(&["controlnet_sdxl", "controlnet_sd15"], |f, dtype, tolerance| {
+        let config = ControlNetConfig::from_json(&f.config).unwrap();
+        let net = ControlNet::load(&f.scope(), &config, &CPU, dtype).unwrap();
+        let context = net.context(&f.input("tokens"), f.added().as_ref(), &f.input("hint")).unwrap();
+        let residuals = net.forward(&f.input("latent"), f.number("timestep"), &context, f.number("scale")).unwrap();
+        for (i, down) in residuals.down.iter().enumerate() {
+            f.agrees(&format!("down.{i}"), &tensor::ops::scale(down, residuals.scale).unwrap(), dtype, tolerance);
+        }
+        f.agrees("mid", &tensor::ops::scale(&residuals.mid, residuals.scale).unwrap(), dtype, tolerance);
+    });
+}
+
+#[test]
+fn resamplers() {
+    each(&["resampler_a", "resampler_b"], |f, dtype, tolerance| {
+        let config = ResamplerConfig::infer(&f.scope(), Some(&f.config)).unwrap();
+        let net = Resampler::load(&f.scope(), &config, &CPU, dtype).unwrap();
+        f.agrees("tokens", &net.forward(&f.input("embedding")).unwrap(), dtype, tolerance);
+    });
+}
+
+#[test]
+fn text_encoders() {
+    each(&["clip_plain", "clip_prefixed", "clip_projection"], |f, dtype, tolerance| {
+        let config = ClipTextConfig::from_json(&f.config, &f.scope()).unwrap();
+        let net = ClipText::load(&f.scope(), &config, &CPU, dtype).unwrap();
+        let ids: Vec<Vec<u32>> = serde_json::from_value(f.case["ids"].clone()).unwrap();
+        let layers = config.num_hidden_layers;
+        for skip in 0..=layers {
+            let out = net.forward(&ids, skip).unwrap();
+            f.agrees(&format!("hidden.{}", layers - skip), &out.hidden, dtype, tolerance);
+            f.agrees("last", &out.last, dtype, tolerance);
+            f.agrees("pooled", &out.pooled, dtype, tolerance);
+        }
+        let hidden = net.forward(&ids, 0).unwrap().hidden;
+        f.agrees("last", &net.final_norm(&hidden).unwrap(), dtype, tolerance);
+    });
+}
+
+#[test]
+fn autoencoders() {
+    each(&["vae_sdxl", "vae_old", "vae_plain"], |f, dtype, tolerance| {
+        let net = Vae::load(&f.scope(), &VaeConfig::from_json(&f.config).unwrap(), &CPU, dtype).unwrap();
+        let moments = net.encode(&f.input("image")).unwrap();
+        f.agrees("mean", &moments.mean, dtype, tolerance);
+        f.agrees("logvar", &moments.logvar, dtype, tolerance);
+        f.agrees("image", &net.decode(&f.input("latent")).unwrap(), dtype, tolerance);
+        let (tile, overlap) = (f.size("tile"), f.size("overlap"));
+        f.agrees("tiled", &net.decode_tiled(&f.input("tiled"), tile, overlap).unwrap(), dtype, tolerance);
+        let moments = net.encode_tiled(&f.input("tiled_image"), tile, overlap).unwrap();
+        f.agrees("tiled_mean", &moments.mean, dtype, tolerance);
+        // A tile that holds the whole picture is the picture.
+        let latent = f.input("latent");
+        let plain = net.decode(&latent).unwrap();
+        assert_eq!(bits(&net.decode_tiled(&latent, 64, 16).unwrap()), bits(&plain), "{}", f.name);
+    });
+}
