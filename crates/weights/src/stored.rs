@@ -30,8 +30,8 @@ impl Stored {
         storage: Storage,
         dtype: Dtype,
         shape: Vec<usize>,
-        strides: Vec<usize>,
-        offset: usize,
+        mut strides: Vec<usize>,
+        mut offset: usize,
     ) -> Result<Stored, String> {
         if shape.len() != strides.len() {
             return Err(format!("it has {} axes and {} strides", shape.len(), strides.len()));
@@ -43,6 +43,16 @@ impl Stored {
             return Err(format!(
                 "its shape {shape:?} with strides {strides:?} from {offset} reaches beyond a storage of {held} elements"
             ));
+        }
+        // Strides that no element is reached by may be anything: they must not overflow later.
+        let empty = shape.contains(&0);
+        if empty {
+            offset = 0;
+        }
+        for (stride, &size) in strides.iter_mut().zip(&shape) {
+            if empty || size == 1 {
+                *stride = 0;
+            }
         }
         Ok(Stored { storage, dtype, shape, strides, offset })
     }

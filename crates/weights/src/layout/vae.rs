@@ -23,7 +23,7 @@ const ATTENTION: [(&str, &str); 9] = [
 /// Renames the tensors of a VAE whose own prefix has been removed; current names stay.
 pub(super) fn rename(weights: &Weights) -> Renamed {
     let levels = |side: &str| {
-        let level = |name: &String| numbered(name.strip_prefix(side)?).map(|(i, _)| i + 1);
+        let level = |name: &String| numbered(name.strip_prefix(side)?)?.0.checked_add(1);
         weights.entries().keys().filter_map(level).max().unwrap_or(0)
     };
     let up_levels = levels("decoder.up.");
@@ -70,7 +70,7 @@ fn rename_one(name: &str, up_levels: usize) -> Option<String> {
         return Some(format!("{side}.down_blocks.{level}.resnets.{layer}.{}", shortcut(leaf)));
     }
     let (level, rest) = numbered(rest.strip_prefix("up.")?)?;
-    let level = up_levels.checked_sub(level + 1)?;
+    let level = up_levels.checked_sub(level.checked_add(1)?)?;
     if let Some(leaf) = rest.strip_prefix("upsample.conv.") {
         return Some(format!("{side}.up_blocks.{level}.upsamplers.0.conv.{leaf}"));
     }

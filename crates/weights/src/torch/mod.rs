@@ -9,6 +9,7 @@ mod archive;
 mod machine;
 mod names;
 mod opcodes;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -5,7 +5,8 @@ use std::collections::btree_map::Entry as Slot;
 
 use crate::error::Quoted;
 
-use super::machine::{Cut, Machine, Outcome, Refusal, Value};
+use super::machine::Machine;
+use super::values::{Cut, Outcome, Refusal, Value};
 
 const DEEPEST: usize = 32;
 const LONGEST_NAME: usize = 1024;
