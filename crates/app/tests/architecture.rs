@@ -144,6 +144,15 @@ fn variants_are_not_copied_files() {
 }
 
 #[test]
+fn the_checks_run_the_readmes_test_command() {
+    let command = "cargo test --workspace";
+    for page in ["README.md", ".ci/run"] {
+        let text = std::fs::read_to_string(root().join(page)).unwrap();
+        assert!(text.contains(command), "{page} does not say `{command}`");
+    }
+}
+
+#[test]
 fn the_readme_and_the_map_name_what_exists() {
     for page in ["README.md", "docs/ARCHITECTURE.md"] {
         let text = std::fs::read_to_string(root().join(page)).unwrap();

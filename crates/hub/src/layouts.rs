@@ -25,6 +25,7 @@ impl Role {
                 "controlnetmodel",
                 "instantid/controlnetmodel",
                 "instantx/instantid/controlnetmodel",
+                "checkpoints/controlnetmodel",
                 "controlnet/control_instant_id_sdxl.safetensors",
                 "controlnet/instant*id*/diffusion_pytorch_model.safetensors",
                 "controlnet/*instant*id*.safetensors",
@@ -38,6 +39,7 @@ impl Role {
                 "instantid/ip-adapter.safetensors",
                 "instantid/*ip*adapter*",
                 "instantx/instantid/ip-adapter.bin",
+                "checkpoints/ip-adapter.bin",
                 "controlnet/ip-adapter_instant_id_sdxl.bin",
                 "controlnet/ip-adapter_instant_id_sdxl.safetensors",
                 "ipadapter/*instant*id*",
@@ -228,6 +230,7 @@ mod tests {
                 vec![format!("controlnet/instantid/{weights}")],
                 "controlnet/instantid/diffusion_pytorch_model.safetensors",
             ),
+            (Role::IdentityNet, vec![format!("checkpoints/ControlNetModel/{weights}")], "checkpoints/ControlNetModel"),
             (Role::IdentityNet, vec![format!("ControlNetModel/{weights}"), "ip-adapter.bin".into()], "ControlNetModel"),
             (Role::IdentityNet, vec![weights.into(), "config.json".into()], ""),
             (
