@@ -1,7 +1,7 @@
 //! Working sizes as InstantID's reference chooses them, with Pillow's resampling.
 
+use crate::keypoints::MAX_SIDE;
 use crate::{Error, Result};
-use fast_image_resize as fir;
 use image::RgbImage;
 
 /// The reference's defaults: the shorter side goes to 1024, then the longer to 1280, then both down
@@ -58,32 +58,111 @@ pub fn prepare_like_reference(photo: &RgbImage, size: WorkingSize) -> Result<Rgb
     resize_like_pillow(&resize_like_pillow(photo, fit.0, fit.1)?, whole.0, whole.1)
 }
 
-/// `Image.resize((width, height), BILINEAR)` of Pillow: antialiased when it shrinks.
-pub fn resize_like_pillow(photo: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    resize(photo, width, height, fir::FilterType::Bilinear)
+/// Fraction bits of Pillow's weights for 8-bit samples.
+const PRECISION: u32 = 22;
+
+/// For one output position: the first source position and the weights from there on.
+struct Window {
+    start: usize,
+    weights: Vec<i32>,
 }
 
-/// `Image.resize((width, height), LANCZOS)` of Pillow, as diffusers resizes control images.
-pub fn resize_lanczos_like_pillow(photo: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    resize(photo, width, height, fir::FilterType::Lanczos3)
+/// Pillow's filters for resizing; each widens with the scale when the picture shrinks.
+#[derive(Clone, Copy)]
+enum Filter {
+    Bilinear,
+    Lanczos,
 }
 
-fn resize(photo: &RgbImage, width: u32, height: u32, filter: fir::FilterType) -> Result<RgbImage> {
-    let describe = |reason: String| {
-        Error::Keypoints(format!(
-            "a photo of {}x{} could not be resized to {width}x{height}: {reason}",
-            photo.width(),
-            photo.height()
-        ))
-    };
-    if photo.dimensions() == (width, height) {
-        return Ok(photo.clone());
+impl Filter {
+    fn support(self) -> f64 {
+        match self {
+            Filter::Bilinear => 1.0,
+            Filter::Lanczos => 3.0,
+        }
     }
-    let source = fir::images::ImageRef::new(photo.width(), photo.height(), photo.as_raw(), fir::PixelType::U8x3)
-        .map_err(|e| describe(e.to_string()))?;
-    let mut target = fir::images::Image::new(width, height, fir::PixelType::U8x3);
-    let options =
-        fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(filter)).use_alpha(false);
-    fir::Resizer::new().resize(&source, &mut target, &options).map_err(|e| describe(e.to_string()))?;
-    RgbImage::from_raw(width, height, target.into_vec()).ok_or_else(|| describe("the buffer has another length".into()))
+
+    fn weight(self, x: f64) -> f64 {
+        let sinc = |x: f64| {
+            let x = x * std::f64::consts::PI;
+            if x == 0.0 { 1.0 } else { x.sin() / x }
+        };
+        match self {
+            Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+            Filter::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Filter::Lanczos => 0.0,
+        }
+    }
+}
+
+fn windows(filter: Filter, from: u32, to: u32) -> Vec<Window> {
+    let scale = f64::from(from) / f64::from(to);
+    let widening = scale.max(1.0);
+    let support = filter.support() * widening;
+    (0..to)
+        .map(|i| {
+            let center = (f64::from(i) + 0.5) * scale;
+            let start = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(from as usize);
+            let at = |x: usize| (x as f64 + start as f64 - center + 0.5) * (1.0 / widening);
+            let raw: Vec<f64> = (0..end - start).map(|x| filter.weight(at(x))).collect();
+            let inverse = 1.0 / raw.iter().sum::<f64>();
+            let whole = |w: &f64| {
+                let scaled = w * inverse * f64::from(1 << PRECISION);
+                (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
+            };
+            Window { start, weights: raw.iter().map(whole).collect() }
+        })
+        .collect()
+}
+
+/// `Image.resize((width, height), LANCZOS)` of Pillow, byte for byte.
+pub fn resize_lanczos_like_pillow(photo: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    resize(Filter::Lanczos, photo, width, height)
+}
+
+/// `Image.resize((width, height), BILINEAR)` of Pillow, byte for byte: antialiased when it shrinks,
+/// columns first, 8 bits between the passes. General resizing crates round differently.
+pub fn resize_like_pillow(photo: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    resize(Filter::Bilinear, photo, width, height)
+}
+
+fn resize(filter: Filter, photo: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    let (from_width, from_height) = photo.dimensions();
+    if [width, height, from_width, from_height].contains(&0) || width > MAX_SIDE || height > MAX_SIDE {
+        return Err(Error::Keypoints(format!(
+            "a photo of {from_width}x{from_height} cannot be resized to {width}x{height}; sides from 1 to {MAX_SIDE} are valid"
+        )));
+    }
+    let mut raw = photo.as_raw().clone();
+    if width != from_width {
+        let columns = windows(filter, from_width, width);
+        let line = from_width as usize * 3;
+        let rows = raw.chunks_exact(line);
+        raw = rows.flat_map(|row| columns.iter().flat_map(move |w| weigh(row, w, 3, 0))).collect();
+    }
+    if height != from_height {
+        let line = width as usize * 3;
+        let mut out = Vec::with_capacity(line * height as usize);
+        for window in windows(filter, from_height, height) {
+            for x in 0..width as usize {
+                out.extend(weigh(&raw, &window, line, x * 3));
+            }
+        }
+        raw = out;
+    }
+    RgbImage::from_raw(width, height, raw)
+        .ok_or_else(|| Error::Keypoints("the resized photo has a wrong length".into()))
+}
+
+/// One pixel: samples `stride` apart, `offset` into each line, summed with rounding.
+fn weigh(raw: &[u8], window: &Window, stride: usize, offset: usize) -> [u8; 3] {
+    let mut sums = [1i32 << (PRECISION - 1); 3];
+    for (i, weight) in window.weights.iter().enumerate() {
+        let at = (window.start + i) * stride + offset;
+        for (sum, &sample) in sums.iter_mut().zip(&raw[at..at + 3]) {
+            *sum += i32::from(sample) * weight;
+        }
+    }
+    sums.map(|sum| (sum >> PRECISION).clamp(0, 255) as u8)
 }
