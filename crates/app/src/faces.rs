@@ -1,6 +1,6 @@
 //! `sameface faces`: the faces in photos, as text, JSON, a drawing or a saved identity.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use faces::{Analysis, Face, FaceAnalyzer, Identity, Photo};
 use hub::Role;
@@ -38,25 +38,30 @@ struct Look<'a> {
 }
 
 /// Looks at one photo. What is wrong with it is said at once, and the others go on.
-fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a PathBuf) -> Look<'a> {
+fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path) -> Look<'a> {
     let outcome = Photo::open(path).and_then(|photo| {
-        let mut analysis = analyzer.analyze(&photo)?;
-        // Refuses a photo without a usable face, or without the one that was asked for.
-        let (chosen, _) = analysis.choose(args.face_index)?;
-        if args.face_index.is_some() {
-            analysis.faces = vec![chosen.clone()];
+        let analysis = analyzer.analyze(&photo)?;
+        for notice in photo.notices.iter().chain(&analysis.notices) {
+            output::say(&format!("{}: {notice}", path.display()));
         }
-        Ok((photo, analysis))
+        // A list takes whatever was found; who asks for one face gets a usable one or a sentence.
+        let one = args.face_index.is_some() || args.save.is_some() || args.draw_keypoints.is_some();
+        if !one && !analysis.faces.is_empty() {
+            return Ok((photo, analysis));
+        }
+        let (face, told) = analysis.choose(args.face_index)?;
+        told.iter().for_each(|notice| output::say(notice));
+        let faces = match args.face_index {
+            Some(_) => vec![face.clone()],
+            None => analysis.faces.clone(),
+        };
+        Ok((photo, Analysis { faces, ..analysis }))
     });
-    match &outcome {
-        Ok((photo, analysis)) => {
-            for notice in photo.notices.iter().chain(&analysis.notices) {
-                output::say(&format!("{}: {notice}", path.display()));
-            }
-        }
-        Err(error) => output::say(&format!("sameface: {error}")),
+    let outcome = outcome.map_err(|error| error.to_string());
+    if let Err(error) = &outcome {
+        output::say(&format!("sameface: {error}"));
     }
-    Look { path, outcome: outcome.map_err(|error| error.to_string()) }
+    Look { path, outcome }
 }
 
 fn write_files(analyzer: &FaceAnalyzer, args: &FacesArgs, looks: &[Look]) -> Result<(), Fault> {
@@ -120,7 +125,20 @@ fn value(look: &Look) -> Value {
 }
 
 fn face(face: &Face) -> Value {
-    json!({"bbox": face.bbox, "det_score": face.det_score, "kps": face.kps, "embedding": face.embedding})
+    let kps: Vec<Value> = face.kps.iter().map(|point| numbers(point)).collect();
+    json!({
+        "bbox": numbers(&face.bbox), "det_score": number(face.det_score), "kps": kps,
+        "embedding": numbers(&face.embedding),
+    })
+}
+
+fn numbers(values: &[f32]) -> Value {
+    values.iter().map(|value| number(*value)).collect()
+}
+
+/// The shortest decimals that read back as the same f32; as an f64 it would have twice as many.
+fn number(value: f32) -> Value {
+    value.to_string().parse::<f64>().unwrap_or(f64::from(value)).into()
 }
 
 fn plural(count: usize) -> &'static str {

@@ -1,6 +1,6 @@
 //! The program as its users meet it: what it prints where, and with which exit status.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Runs the program on a machine that has nothing but an empty home.
@@ -96,4 +96,80 @@ fn a_reader_that_goes_away_is_no_fault() {
     let output = child.wait_with_output().unwrap();
     // It may have written before the pipe closed; either way there is nothing to complain about.
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+/// Small networks with random weights and the photos that go with them, which the crate `faces` is tested with.
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../faces/tests/fixtures").join(name);
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn faces_are_listed_drawn_and_saved() {
+    let home = tempfile::tempdir().unwrap();
+    let (photo, nets) = (fixture("face.png"), fixture("nets/plain"));
+    let run = |line: &[&str]| {
+        let line = [&["faces", &photo, "--face-models", &nets, "--threads", "1"], line].concat();
+        let output = sameface(home.path(), &line);
+        assert_eq!(output.status.code(), Some(0), "{line:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let one: serde_json::Value = serde_json::from_str(&run(&["--json"])).unwrap();
+    assert_eq!(one["photo"], photo.as_str());
+    let faces = one["faces"].as_array().unwrap();
+    assert!(faces.len() > 1);
+    let face = &faces[1];
+    let lengths = ["bbox", "kps", "embedding"].map(|key| face[key].as_array().unwrap().len());
+    assert_eq!(lengths, [4, 5, 512]);
+    assert_eq!(face["kps"][0].as_array().unwrap().len(), 2);
+    assert!(face["det_score"].as_f64().is_some());
+
+    let second: serde_json::Value = serde_json::from_str(&run(&["--json", "--face-index", "1"])).unwrap();
+    assert_eq!(second["faces"], serde_json::json!([face]));
+    let two: serde_json::Value = serde_json::from_str(&run(&["--json", &photo])).unwrap();
+    assert_eq!(two, serde_json::json!([one, one]));
+
+    let file = |name: &str| home.path().join(name).to_string_lossy().into_owned();
+    let files = [file("boxes.png"), file("keypoints.png"), file("ada.safetensors")];
+    run(&["--draw", &files[0], "--draw-keypoints", &files[1], "--save", &files[2]]);
+    for (path, magic) in files.iter().zip([&b"\x89PNG"[..], b"\x89PNG", b""]) {
+        assert!(std::fs::read(PathBuf::from(path)).unwrap().starts_with(magic), "{path}");
+    }
+}
+
+#[test]
+fn photos_that_cannot_be_used_are_reported_and_the_others_done() {
+    let home = tempfile::tempdir().unwrap();
+    let (photo, nets) = (fixture("face.png"), fixture("nets/plain"));
+    let (models, other) = (["--face-models", &nets], fixture("keypoints.json"));
+    let none = home.path().join("none.png").to_string_lossy().into_owned();
+    for (line, said) in [
+        (vec!["faces", &none], "could not be read"),
+        (vec!["faces", &other], "keypoints.json"),
+        (vec!["faces", &photo, "--face-index", "999"], "999"),
+        (vec!["faces", &photo, "--face-models", &none], "--face-models"),
+        (vec!["faces", &photo, &photo, "--draw", "x.png"], "--draw `x.png` is for one photo, and 2 are given"),
+        (vec!["faces", &photo, "--threads", "0"], "0 is not in 1..=1024"),
+    ] {
+        let given = line.contains(&"--face-models");
+        let line = [&line[..], if given { &[] } else { &models }].concat();
+        let output = sameface(home.path(), &line);
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{line:?}: {err}");
+        assert!(err.lines().any(|line| line.starts_with("sameface: ") && line.contains(said)), "{line:?}: {err}");
+        assert!(!home.path().join("x.png").exists());
+    }
+    let output = sameface(home.path(), &["faces", &none, &photo, "--json", models[0], models[1]]);
+    assert_eq!(output.status.code(), Some(2));
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(value[0]["error"].as_str().unwrap().contains("none.png") && value[0]["faces"] == serde_json::json!([]));
+    assert!(!value[1]["faces"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn without_face_models_the_command_that_brings_them_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let output = sameface(home.path(), &["faces", &fixture("face.png")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("`sameface models pull antelopev2` brings it"), "{}", text(&output.stderr));
 }

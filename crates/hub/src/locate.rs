@@ -41,7 +41,7 @@ impl Role {
             Role::Base => "base model",
             Role::IdentityNet => "IdentityNet",
             Role::IpAdapter => "identity adapter",
-            Role::FaceModels => "face models",
+            Role::FaceModels => "face model folder",
         }
     }
 
@@ -139,8 +139,9 @@ fn locate_default(config: &HubConfig, role: Role) -> Result<Found> {
     }
     looked.push(config.cache.display().to_string());
     let looked = looked.join(" and ");
-    // Who lacks the face models or the base lacks the rest too, or will want it.
-    Err(Error::NotInstalled { what: role.what(), flag: role.flag(), looked, pull: "instantid".to_string() })
+    // Face models are of use alone; who lacks anything else will want all of it.
+    let pull = if role == Role::FaceModels { "antelopev2" } else { "instantid" };
+    Err(Error::NotInstalled { what: role.what(), flag: role.flag(), looked, pull: pull.to_string() })
 }
 
 /// The best snapshot of an entry's repositories that holds what the role needs.
