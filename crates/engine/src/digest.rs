@@ -41,7 +41,7 @@ pub(crate) fn of_files(files: &[PathBuf], cache: Option<&Path>) -> Result<BTreeM
         && known != before
     {
         // Losing the cache costs time only, so a full disk is no reason to fail.
-        let _ = serde_json::to_vec_pretty(&known).map(|bytes| crate::metadata::write_atomically(cache, &bytes));
+        let _ = serde_json::to_vec_pretty(&known).map(|bytes| crate::files::write_atomically(cache, &bytes));
     }
     Ok(digests)
 }

@@ -20,6 +20,20 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("stopped on request")]
     Cancelled,
+    /// Numbers that went astray, which no picture should come of.
+    #[error(
+        "{0} holds values that are not finite, so the networks overflowed; try --precision f32, and check that all models belong together"
+    )]
+    NotFinite(&'static str),
+    /// A face, a photo or an identity.
+    #[error(transparent)]
+    Faces(#[from] faces::Error),
+    /// A model file.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// A network.
+    #[error(transparent)]
+    Nets(#[from] nets::Error),
     /// An operator failed.
     #[error(transparent)]
     Tensor(#[from] tensor::Error),
@@ -29,6 +43,17 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether what the user gave is at fault (exit status 2) rather than this machine (1).
+    pub fn is_user_fault(&self) -> bool {
+        match self {
+            Error::Refused(_) | Error::Nets(nets::Error::Weights(_)) | Error::Weights(_) => true,
+            Error::Faces(error) => error.is_user_fault(),
+            Error::Nets(error) => !matches!(error, nets::Error::Tensor(tensor::Error::OutOfMemory { .. })),
+            Error::File { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Error::Cancelled | Error::NotFinite(_) | Error::Tensor(_) => false,
+        }
+    }
+
     /// A refusal in the user's words.
     pub(crate) fn refused<T>(sentence: impl Into<String>) -> Result<T> {
         Err(Error::Refused(sentence.into()))

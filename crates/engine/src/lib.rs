@@ -1,6 +1,35 @@
-//! Request to plan to image.
+//! From a request to a picture.
+//!
+//! Modules stand in the order in which data flows: what the user said ([`Request`]), the model files opened ([`Stack`]),
+//! the face ([`Subject`]), what was decided ([`Plan`]), the prompt's tokens ([`prompt`]), noise levels and samplers
+//! ([`schedule`], [`samplers`]), and the whole way ([`generate`]). Nothing here prints, reads the environment or knows
+//! HTTP; progress and cancelling are one callback.
 
 mod error;
-pub mod prompt;
+mod event;
+mod files;
+mod request;
 
+mod stack;
+mod subject;
+
+mod digest;
+mod plan;
+
+pub mod prompt;
+mod text;
+
+pub mod samplers;
+pub mod schedule;
+
+mod bench;
+mod generate;
+
+pub use bench::{StepBench, step as bench_step};
 pub use error::{Error, Result};
+pub use event::{Event, Observer, Stage};
+pub use generate::{Output, Picture, generate};
+pub use plan::{IdentityPlan, ModelRecord, Plan};
+pub use request::{DeviceChoice, ModelPaths, Pose, Precision, Request, Rng};
+pub use stack::Stack;
+pub use subject::Subject;

@@ -2,6 +2,7 @@
 
 use crate::request::{DeviceChoice, Precision, Request, Rng};
 use crate::samplers::Sampler;
+use crate::schedule::Schedule;
 use crate::stack::Stack;
 use crate::subject::Subject;
 use crate::{Error, Result};
@@ -39,6 +40,8 @@ pub struct Plan {
     pub guidance: f32,
     /// Canonical name of the sampler.
     pub sampler: &'static str,
+    /// Its name in the A1111 web UI.
+    pub sampler_title: &'static str,
     /// The scheduler's settings as the model's files have them.
     pub scheduler: serde_json::Value,
     /// Seed of each picture.
@@ -108,12 +111,15 @@ impl Plan {
         between("--guidance", request.guidance, 0.0, 100.0)?;
         let (width, height) = size(request, stack, subject)?;
         let sampler = match &request.sampler {
-            Some(name) => Sampler::parse(name)?,
-            None => stack.default_sampler()?,
+            Some(name) => Sampler::from_name(name)?,
+            None => Sampler::from_config(stack.scheduler())?,
         };
         let seed = request.seed.unwrap_or_else(random_seed);
         if seed.checked_add(request.count as u64 - 1).is_none() {
-            return Error::refused(format!("--seed {seed} leaves no room for {} pictures; use a smaller seed", request.count));
+            return Error::refused(format!(
+                "--seed {seed} leaves no room for {} pictures; use a smaller seed",
+                request.count
+            ));
         }
         let compute = compute(request, stack)?;
         let mut plan = Plan {
@@ -126,20 +132,27 @@ impl Plan {
             steps: request.steps,
             guidance: if stack.takes_guidance() { request.guidance } else { 1.0 },
             sampler: sampler.name(),
+            sampler_title: sampler.title(),
             scheduler: stack.scheduler().clone(),
             seeds: (0..request.count as u64).map(|i| seed + i).collect(),
             rng: request.rng,
             identity: None,
             device: compute.device.to_string(),
             precision: compute.dtype.to_string(),
-            models: stack.records(request.wants_identity()),
+            models: stack.records(),
             compute,
         };
-        plan.schedule(0)?;
+        // Settings that a sampler cannot work with are refused before anything is loaded.
+        plan.schedule()?;
         if let Some(subject) = subject.filter(|_| request.wants_identity()) {
             plan.identity = Some(identity(request, subject, (width, height))?);
         }
         Ok(plan)
+    }
+
+    /// The noise levels.
+    pub(crate) fn schedule(&self) -> Result<Schedule> {
+        Schedule::new(&self.scheduler, Sampler::from_name(self.sampler)?, self.steps)
     }
 
     /// Whether classifier-free guidance runs, at twice the work.

@@ -49,7 +49,7 @@ pub enum Pose {
 }
 
 /// The files of the stack, already found on this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelPaths {
     /// A diffusers folder or a single-file checkpoint.
     pub base: PathBuf,
@@ -74,8 +74,8 @@ pub struct Request {
     pub plain_prompt: bool,
     /// Photos or saved identities of one person; none for a picture from text alone.
     pub faces: Vec<PathBuf>,
-    /// Which face of a photo, by size, the largest being 0.
-    pub face_index: usize,
+    /// Which face of each photo, by size, the largest being 0; the largest, with a note where there are several, if not given.
+    pub face_index: Option<usize>,
     /// Keypoints from elsewhere.
     pub pose: Option<Pose>,
     /// The files of the stack.
@@ -118,7 +118,7 @@ impl Request {
             negative: None,
             plain_prompt: false,
             faces: Vec::new(),
-            face_index: 0,
+            face_index: None,
             pose: None,
             models,
             identitynet_scale: 0.8,
@@ -139,7 +139,16 @@ impl Request {
     }
 
     /// Whether the request has a face that has any weight.
-    pub(crate) fn wants_identity(&self) -> bool {
+    pub fn wants_identity(&self) -> bool {
         !self.faces.is_empty() && (self.identitynet_scale != 0.0 || self.ip_adapter_scale != 0.0)
+    }
+
+    /// Whether a photo has to be looked at, which takes the face models: saved identities do without.
+    pub fn needs_face_models(&self) -> bool {
+        let pose = match &self.pose {
+            Some(Pose::Face(path)) => Some(path),
+            _ => None,
+        };
+        self.wants_identity() && self.faces.iter().chain(pose).any(|path| !faces::Identity::sniff(path))
     }
 }

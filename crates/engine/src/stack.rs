@@ -6,7 +6,10 @@ use crate::plan::{Compute, ModelRecord};
 use crate::prompt::Tokenizer;
 use crate::request::{ModelPaths, Request};
 use crate::{Error, Result};
-use nets::{ClipText, ClipTextConfig, ControlNet, ControlNetConfig, Resampler, ResamplerConfig, UNet, UNetConfig, Vae, VaeConfig};
+use nets::{
+    ClipText, ClipTextConfig, ControlNet, ControlNetConfig, Resampler, ResamplerConfig, UNet, UNetConfig, Vae,
+    VaeConfig,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,13 +62,18 @@ impl Stack {
 
     fn from_folder(path: &Path) -> Result<Stack> {
         let folder = Folder::open(path)?;
-        let part = |name: &str| -> Result<Part> { Ok(Part { weights: folder.weights(name)?, config: folder.config(name).ok() }) };
+        let part = |name: &str| -> Result<Part> {
+            Ok(Part { weights: folder.weights(name)?, config: folder.config(name).ok() })
+        };
         let unet = Part { weights: weights::unet(&folder.weights("unet")?)?, config: folder.config("unet").ok() };
         let vae = Part { weights: weights::vae(&folder.weights("vae")?)?, config: folder.config("vae").ok() };
         let mut text = Vec::new();
         for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
             if folder.has(encoder) {
-                text.push(TextPart { part: part(encoder)?, tokenizer: Tokenizer::open(&folder.component(tokenizer)?)? });
+                text.push(TextPart {
+                    part: part(encoder)?,
+                    tokenizer: Tokenizer::open(&folder.component(tokenizer)?)?,
+                });
             }
         }
         let zeros = folder.entry("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true);
@@ -147,7 +155,9 @@ impl Stack {
             return Ok(());
         }
         let Some(path) = &paths.identitynet else {
-            return Error::refused("a face needs IdentityNet; name it with --identitynet, or set --identitynet-scale 0");
+            return Error::refused(
+                "a face needs IdentityNet; name it with --identitynet, or set --identitynet-scale 0",
+            );
         };
         self.files.insert("identitynet".into(), (path.clone(), weight_files(path)));
         let config = if path.is_dir() { weights::config(path)? } else { None };
@@ -162,11 +172,7 @@ impl Stack {
 
     /// Pixels for each latent pixel, along one side.
     pub(crate) fn vae_factor(&self) -> u32 {
-        self.vae_config.factor() as u32
-    }
-
-    pub(crate) fn vae_config(&self) -> &VaeConfig {
-        &self.vae_config
+        self.vae_config.zoom() as u32
     }
 
     /// Channels of a latent.
@@ -216,7 +222,7 @@ impl Stack {
         let TextPart { part, tokenizer } = &self.text[i];
         let root = part.weights.root();
         let config = match &part.config {
-            Some(json) => ClipTextConfig::from_json(json)?,
+            Some(json) => ClipTextConfig::from_json(json, &root)?,
             None => ClipTextConfig::infer(&root)?,
         };
         if tokenizer.largest_id() as usize >= config.vocab_size {
@@ -279,7 +285,9 @@ impl Stack {
 
     /// The models by role, without digests.
     pub(crate) fn records(&self) -> BTreeMap<String, ModelRecord> {
-        let name = |path: &Path| path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let name = |path: &Path| {
+            path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+        };
         let record = |path: &Path| ModelRecord { name: name(path), sha256: BTreeMap::new() };
         self.files.iter().map(|(role, (path, _))| (role.clone(), record(path))).collect()
     }
@@ -295,10 +303,15 @@ fn weight_files(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_path_buf()];
     }
-    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>();
-    let is_weights = |p: &PathBuf| p.extension().is_some_and(|e| ["safetensors", "bin", "pt", "ckpt", "onnx"].iter().any(|x| e == *x));
+    let entries = |path: &Path| {
+        std::fs::read_dir(path).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect::<Vec<_>>()
+    };
+    let is_weights = |p: &PathBuf| {
+        p.extension().is_some_and(|e| ["safetensors", "bin", "pt", "ckpt", "onnx"].iter().any(|x| e == *x))
+    };
     let (folders, files): (Vec<_>, Vec<_>) = entries(path).into_iter().partition(|p| p.is_dir());
-    let mut all: Vec<PathBuf> = files.into_iter().chain(folders.iter().flat_map(|f| entries(f))).filter(is_weights).collect();
+    let mut all: Vec<PathBuf> =
+        files.into_iter().chain(folders.iter().flat_map(|f| entries(f))).filter(is_weights).collect();
     all.sort();
     all
 }
@@ -309,7 +322,9 @@ fn published_scheduler(prediction: Prediction, zero_terminal_snr: bool) -> Resul
         Prediction::Unsaid | Prediction::Epsilon => "epsilon",
         Prediction::Velocity => "v_prediction",
         Prediction::Edm => {
-            return Error::refused("the checkpoint uses EDM preconditioning, which is not supported; use one that predicts noise or velocity");
+            return Error::refused(
+                "the checkpoint uses EDM preconditioning, which is not supported; use one that predicts noise or velocity",
+            );
         }
     };
     Ok(json!({

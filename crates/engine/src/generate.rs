@@ -1,0 +1,303 @@
+//! From a request to pictures.
+
+use crate::event::{Event, Observer, Stage};
+use crate::plan::Plan;
+use crate::request::{Request, Rng};
+use crate::samplers::{self, Driver};
+use crate::stack::Stack;
+use crate::subject::Subject;
+use crate::text::{self, Text};
+use crate::{Error, Result, digest};
+use nets::{ControlNet, ControlNetContext, UNet, UNetContext};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Instant;
+use tensor::random::{Generator, Source};
+use tensor::{DType, Device, Tensor, ops};
+
+/// Above this many pixels the VAE decodes in tiles: the whole picture's activations would fill memory.
+const UNTILED_PIXELS: u64 = 1536 * 1536;
+/// Tile and overlap of the VAE in latent pixels, as diffusers has them for SDXL.
+const TILE: (usize, usize) = (128, 32);
+
+/// A finished picture.
+pub struct Picture {
+    /// The seed that made it.
+    pub seed: u64,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Red, green and blue, row by row.
+    pub rgb: Vec<u8>,
+    /// The sampler's result, `[h, w, c]` in f32, before the VAE's scaling.
+    pub(crate) latent: Tensor,
+}
+
+/// What a request made.
+pub struct Output {
+    /// The pictures in order of their seeds.
+    pub pictures: Vec<Picture>,
+    /// What was decided, with the digests of all model files.
+    pub plan: Plan,
+    /// What was found in each photo.
+    pub photos: Vec<faces::SourceReport>,
+    /// Milliseconds by stage, and `step_ms`, the mean of a denoising step.
+    pub timings: BTreeMap<&'static str, f64>,
+}
+
+/// Runs a request. `observe` hears of everything and may stop the work between two steps.
+///
+/// # Errors
+/// What the user gave cannot be used ([`Error::is_user_fault`]), or something failed here.
+pub fn generate(request: &Request, observe: &mut Observer) -> Result<Output> {
+    let mut clock = Clock::default();
+    let mut begin = |stage, clock: &mut Clock| {
+        clock.begin(stage);
+        go_on(observe(Event::Begin(stage)))
+    };
+    begin(Stage::Faces, &mut clock)?;
+    let stack = Stack::open(request)?;
+    let subject = Subject::resolve(request)?;
+    let mut plan = Plan::resolve(request, &stack, subject.as_ref())?;
+    let digests = start_digests(request, &stack);
+
+    begin(Stage::Text, &mut clock)?;
+    let device = plan.compute.device;
+    let text = text::encode(&plan, &stack, &device)?;
+    let identity = subject.as_ref().map(|s| s.tokens(&stack, plan.is_guided(), &device)).transpose()?.flatten();
+
+    begin(Stage::Load, &mut clock)?;
+    let networks = Networks::load(&plan, &stack, &text, identity.as_ref(), subject.as_ref())?;
+    let notes = subject.iter().flat_map(|s| s.notes()).chain(&text.notes).cloned();
+    for note in notes.chain(stack.warnings()) {
+        go_on(observe(Event::Note(note)))?;
+    }
+
+    clock.begin(Stage::Denoise);
+    go_on(observe(Event::Begin(Stage::Denoise)))?;
+    let mut latents = Vec::with_capacity(plan.seeds.len());
+    for image in 0..plan.seeds.len() {
+        latents.push(denoise(&plan, &networks, image, observe)?);
+    }
+    drop(networks);
+    tensor::trim();
+
+    clock.begin(Stage::Decode);
+    go_on(observe(Event::Begin(Stage::Decode)))?;
+    let pictures = decode(&plan, &stack, latents)?;
+    tensor::trim();
+    plan.fill_digests(&stack, digests)?;
+    let timings = clock.finish(plan.seeds.len() * plan.steps);
+    Ok(Output { pictures, plan, photos: subject.map(Subject::into_reports).unwrap_or_default(), timings })
+}
+
+fn go_on(flow: ControlFlow<()>) -> Result<()> {
+    match flow {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
+    }
+}
+
+/// Milliseconds of each stage.
+#[derive(Default)]
+struct Clock {
+    current: Option<(Stage, Instant)>,
+    times: BTreeMap<&'static str, f64>,
+}
+
+impl Clock {
+    fn begin(&mut self, stage: Stage) {
+        if let Some((last, since)) = self.current.replace((stage, Instant::now())) {
+            self.times.insert(last.key(), since.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+
+    fn finish(mut self, steps: usize) -> BTreeMap<&'static str, f64> {
+        self.begin(Stage::Decode);
+        self.times.remove(Stage::Decode.key()).map(|ms| self.times.insert(Stage::Decode.key(), ms));
+        if let Some(ms) = self.times.get(Stage::Denoise.key()) {
+            let step = ms / steps.max(1) as f64;
+            self.times.insert("step_ms", step);
+        }
+        self.times
+    }
+}
+
+type Digests = std::thread::JoinHandle<Result<BTreeMap<std::path::PathBuf, String>>>;
+
+/// Digests of the model files are made while the networks work.
+fn start_digests(request: &Request, stack: &Stack) -> Digests {
+    let files: Vec<_> = stack.files().values().flat_map(|(_, files)| files.clone()).collect();
+    let cache = request.digest_cache.clone();
+    std::thread::spawn(move || digest::of_files(&files, cache.as_deref()))
+}
+
+impl Plan {
+    fn fill_digests(&mut self, stack: &Stack, digests: Digests) -> Result<()> {
+        let digests = digests.join().map_err(|_| Error::Refused("reading the model files failed".into()))??;
+        for (role, (base, files)) in stack.files() {
+            let Some(record) = self.models.get_mut(role) else { continue };
+            for file in files {
+                let name = file.strip_prefix(base).ok().filter(|n| n.as_os_str() != "");
+                let name = name.map_or_else(|| record.name.clone(), |n| n.display().to_string());
+                if let Some(digest) = digests.get(file) {
+                    record.sha256.insert(name, digest.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The denoising networks with everything that does not change between steps.
+struct Networks {
+    unet: UNet,
+    context: UNetContext,
+    identitynet: Option<(ControlNet, ControlNetContext)>,
+    latent_channels: usize,
+    factor: u32,
+    ip_adapter_scale: f32,
+    identitynet_scale: f32,
+}
+
+impl Networks {
+    fn load(
+        plan: &Plan,
+        stack: &Stack,
+        text: &Text,
+        identity: Option<&Tensor>,
+        subject: Option<&Subject>,
+    ) -> Result<Networks> {
+        let scales = plan.identity.as_ref().map_or((0.0, 0.0), |id| (id.identitynet_scale, id.ip_adapter_scale));
+        let (identitynet_scale, ip_adapter_scale) = scales;
+        let with_branch = ip_adapter_scale != 0.0;
+        let unet = stack.unet(plan.compute, with_branch)?;
+        let mut context = unet.context(&text.tokens, identity.filter(|_| with_branch), text.added.as_ref())?;
+        unet.set_guidance(&mut context, plan.guidance)?;
+        let identitynet = match (identity, subject) {
+            (Some(tokens), Some(subject)) if identitynet_scale != 0.0 => match stack.identitynet(plan.compute)? {
+                Some(net) => {
+                    let hint = subject.hint((plan.width, plan.height), &plan.compute.device, plan.compute.dtype)?;
+                    let context = net.context(tokens, text.added.as_ref(), &hint)?;
+                    Some((net, context))
+                }
+                None => None,
+            },
+            _ => None,
+        };
+        Ok(Networks {
+            unet,
+            context,
+            identitynet,
+            latent_channels: stack.latent_channels(),
+            factor: stack.vae_factor(),
+            ip_adapter_scale,
+            identitynet_scale,
+        })
+    }
+
+    /// The guided prediction for a scaled latent `[1, h, w, c]` at a step.
+    fn predict(&self, plan: &Plan, x: &Tensor, timestep: f32, identitynet_works: bool) -> Result<Tensor> {
+        let x = if plan.is_guided() { ops::repeat_rows(x, 2)? } else { x.clone() };
+        let residuals = match &self.identitynet {
+            Some((net, context)) if identitynet_works => {
+                Some(net.forward(&x, timestep, context, self.identitynet_scale)?)
+            }
+            _ => None,
+        };
+        let out = self.unet.forward(&x, timestep, &self.context, self.ip_adapter_scale, residuals.as_ref())?;
+        if !plan.is_guided() {
+            return Ok(out);
+        }
+        // negative + guidance * (positive - negative), Ho and Salimans 2022
+        let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
+        Ok(ops::combine(&[(1.0 - plan.guidance, &negative), (plan.guidance, &positive)])?)
+    }
+}
+
+/// Samples one latent `[1, h, w, c]`.
+fn denoise(plan: &Plan, networks: &Networks, image: usize, observe: &mut Observer) -> Result<Tensor> {
+    let schedule = plan.schedule()?;
+    let total = schedule.len();
+    let mut noise = Noise::new(plan, networks, plan.seeds[image]);
+    let first = noise.draw()?;
+    let mut driver = Driver {
+        model: &mut |step, x, timestep| networks.predict(plan, x, timestep, plan.identitynet_works(step, total)),
+        noise: &mut || noise.draw(),
+        observer: &mut |step| {
+            observe(Event::Step { image, images: plan.seeds.len(), step: step.index + 1, steps: total })
+        },
+    };
+    samplers::sample(&schedule, &first, &mut driver)
+}
+
+/// Noise of one picture's latent, drawn as torch draws it: channel by channel.
+struct Noise {
+    generator: Generator,
+    shape: [usize; 4],
+    device: Device,
+}
+
+impl Noise {
+    fn new(plan: &Plan, networks: &Networks, seed: u64) -> Noise {
+        let source = match plan.rng {
+            Rng::Cpu => Source::Cpu,
+            Rng::Philox => Source::Philox,
+        };
+        let [h, w] = [plan.height, plan.width].map(|side| (side / networks.factor) as usize);
+        let shape = [1, h, w, networks.latent_channels];
+        Noise { generator: Generator::new(source, seed), shape, device: plan.compute.device }
+    }
+
+    fn draw(&mut self) -> Result<Tensor> {
+        let [_, h, w, c] = self.shape;
+        let planes = self.generator.randn(h * w * c);
+        let pixels: Vec<f32> = (0..h * w * c).map(|i| planes[i % c * h * w + i / c]).collect();
+        Ok(Tensor::from_f32(&self.device, DType::F32, &self.shape, &pixels)?)
+    }
+}
+
+/// Latents to pictures.
+fn decode(plan: &Plan, stack: &Stack, latents: Vec<Tensor>) -> Result<Vec<Picture>> {
+    let vae = stack.vae(&plan.compute.device)?;
+    let pixels = u64::from(plan.width) * u64::from(plan.height);
+    let mut pictures = Vec::with_capacity(latents.len());
+    for (latent, &seed) in latents.into_iter().zip(&plan.seeds) {
+        let scaled = vae.to_decoder(&latent)?;
+        let image = match pixels > UNTILED_PIXELS {
+            true => vae.decode_tiled(&scaled, TILE.0, TILE.1)?,
+            false => vae.decode(&scaled)?,
+        };
+        let [_, h, w, c] = image.dims4()?;
+        if c != 3 {
+            return Error::refused(format!("the VAE makes pictures of {c} channels; three are needed"));
+        }
+        // As diffusers: to [0, 1], clamped, times 255, halves to even.
+        let byte = |x: f32| ((x * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+        let values = image.to_vec_f32()?;
+        if values.iter().any(|x| !x.is_finite()) {
+            return Err(Error::NotFinite("the decoded picture"));
+        }
+        let rgb = values.into_iter().map(byte).collect();
+        pictures.push(Picture { seed, width: w as u32, height: h as u32, rgb, latent });
+    }
+    Ok(pictures)
+}
+
+impl Picture {
+    /// Writes the latent as safetensors, named `latent`, `[1, c, h, w]` in f32 as torch has it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_latent(&self, path: &std::path::Path) -> Result<()> {
+        let [_, h, w, c] = self.latent.dims4()?;
+        let values = self.latent.cast(DType::F32)?.to_vec_f32()?;
+        let planes = (0..c).flat_map(|ch| (0..h * w).map(move |i| i * c + ch)).map(|i| values[i]);
+        let bytes: Vec<u8> = planes.flat_map(f32::to_le_bytes).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, c, h, w], &bytes);
+        let file = view.and_then(|view| safetensors::serialize([("latent", view)], None));
+        let file = file.map_err(|e| Error::Refused(format!("the latent could not be written: {e}")))?;
+        crate::files::write_atomically(path, &file)
+    }
+}

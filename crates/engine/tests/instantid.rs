@@ -1,0 +1,226 @@
+//! Whole generations against the public InstantID pipeline: tiny stacks in the real file layouts, every row a case of
+//! `cases.json`. The latent must be within 1e-3 relative error and the picture within 45 dB.
+
+mod stack;
+
+use engine::{DeviceChoice, Event, ModelPaths, Output, Pose, Precision, Request, Rng};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+fn request(case: &Value, folder: &Path, models: ModelPaths) -> Request {
+    let number = |key: &str| case[key].as_f64().unwrap();
+    let mut request = Request::new(case["prompt"].as_str().unwrap(), models);
+    request.negative = case["negative"].as_str().map(str::to_owned);
+    request.plain_prompt = true;
+    request.faces = vec![folder.join(format!("{}.safetensors", case["face"].as_str().unwrap()))];
+    let side = |i: usize| case["size"][i].as_u64().unwrap() as u32;
+    request.size = Some((side(0), side(1)));
+    request.seed = case["seed"].as_u64();
+    request.steps = case["steps"].as_u64().unwrap() as usize;
+    request.guidance = number("guidance") as f32;
+    request.sampler = case["sampler"].as_str().map(str::to_owned);
+    request.identitynet_scale = number("identitynet_scale") as f32;
+    request.ip_adapter_scale = number("ip_adapter_scale") as f32;
+    request.identitynet_start = number("identitynet_start");
+    request.identitynet_end = number("identitynet_end");
+    request.precision = Precision::F32;
+    request.device = DeviceChoice::Cpu;
+    request.rng = Rng::Cpu;
+    request
+}
+
+fn run(request: &Request) -> Output {
+    engine::generate(request, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// Runs a case and compares latent and picture with what the reference made of it.
+fn check(case: &Value, folder: &Path, models: ModelPaths) {
+    let name = case["name"].as_str().unwrap();
+    let output = run(&request(case, folder, models));
+    let file = std::fs::read(folder.join(format!("{name}.safetensors"))).unwrap();
+    let expected = SafeTensors::deserialize(&file).unwrap();
+    let latent = expected.tensor("latent").unwrap();
+    let want: Vec<f32> = latent.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let got = saved_latent(&output);
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let error = norm(&mut got.iter().zip(&want).map(|(a, b)| f64::from(a - b)));
+    let relative = error / norm(&mut want.iter().map(|x| f64::from(*x)));
+    assert!(relative <= 1e-3, "{name}: the latent's relative error is {relative:.2e}");
+    let picture = expected.tensor("picture").unwrap();
+    let pixels = &output.pictures[0].rgb;
+    assert_eq!(pixels.len(), picture.data().len());
+    let square: f64 = pixels.iter().zip(picture.data()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+    let psnr = 10.0 * (255.0f64.powi(2) / (square / pixels.len() as f64).max(1e-9)).log10();
+    assert!(psnr >= 45.0, "{name}: the picture has {psnr:.1} dB");
+    println!("{name}: latent {relative:.1e}, picture {psnr:.1} dB");
+}
+
+/// The latent as `--save-latent` writes it.
+fn saved_latent(output: &Output) -> Vec<f32> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("latent.safetensors");
+    output.pictures[0].save_latent(&path).unwrap();
+    let file = std::fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    file.tensor("latent").unwrap().data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn folder_models(folder: &Path, adapter: &str) -> ModelPaths {
+    ModelPaths {
+        base: folder.join("model"),
+        config: None,
+        identitynet: Some(folder.join("ControlNetModel")),
+        ip_adapter: Some(folder.join(adapter)),
+        face_models: None,
+    }
+}
+
+/// A copy of the stack under the case's own scheduler.
+fn scheduled(case: &Value, folder: &Path, to: &Path, adapter: &str) -> ModelPaths {
+    let base = to.join("model");
+    stack::with_scheduler(&folder.join("model"), &case["scheduler"], &base);
+    ModelPaths { base, ..folder_models(folder, adapter) }
+}
+
+#[test]
+fn diffusers_folders() {
+    let folder = stack::fixtures().join("folder");
+    for case in stack::cases(&folder) {
+        let to = tempfile::tempdir().unwrap();
+        check(&case, &folder, scheduled(&case, &folder, to.path(), "ip-adapter.bin"));
+    }
+}
+
+#[test]
+fn adapter_as_safetensors() {
+    let folder = stack::fixtures().join("folder");
+    let case = &stack::cases(&folder)[0];
+    let to = tempfile::tempdir().unwrap();
+    check(case, &folder, scheduled(case, &folder, to.path(), "ip-adapter.safetensors"));
+}
+
+#[test]
+fn single_files() {
+    let folder = stack::fixtures().join("single");
+    let to = tempfile::tempdir().unwrap();
+    let files = stack::write_single(to.path());
+    for case in stack::cases(&folder) {
+        let models = ModelPaths {
+            base: files.checkpoint.clone(),
+            config: None,
+            identitynet: Some(files.identitynet.clone()),
+            ip_adapter: Some(files.adapter.clone()),
+            face_models: None,
+        };
+        check(&case, &folder, models);
+    }
+}
+
+fn first() -> (Request, PathBuf) {
+    let folder = stack::fixtures().join("folder");
+    let case = stack::cases(&folder).remove(0);
+    (request(&case, &folder, folder_models(&folder, "ip-adapter.bin")), folder)
+}
+
+#[test]
+fn weight_zero_is_no_identity_and_the_same_twice() {
+    let (mut with, _) = first();
+    with.identitynet_scale = 0.0;
+    with.ip_adapter_scale = 0.0;
+    let mut without = with.clone();
+    without.faces.clear();
+    without.identitynet_scale = 0.8;
+    without.ip_adapter_scale = 0.8;
+    let (with, without) = (run(&with), run(&without));
+    assert_eq!(with.pictures[0].rgb, without.pictures[0].rgb);
+    assert_eq!(saved_latent(&with), saved_latent(&without));
+    let (request, _) = first();
+    let (once, again) = (run(&request), run(&request));
+    assert_eq!(once.pictures[0].rgb, again.pictures[0].rgb);
+    assert_eq!(saved_latent(&once), saved_latent(&again));
+    assert_ne!(once.pictures[0].rgb, with.pictures[0].rgb);
+}
+
+#[test]
+fn a_ready_keypoint_image_is_the_same_as_its_keypoints() {
+    let (request, folder) = first();
+    let mut mapped = request.clone();
+    mapped.pose = Some(Pose::Map(folder.join("ada.png")));
+    mapped.size = None;
+    assert_eq!(run(&request).pictures[0].rgb, run(&mapped).pictures[0].rgb);
+}
+
+#[test]
+fn several_pictures_are_the_single_ones() {
+    let (mut request, _) = first();
+    request.count = 2;
+    request.seed = Some(42);
+    let both = run(&request);
+    request.count = 1;
+    request.seed = Some(43);
+    assert_eq!(both.pictures[1].rgb, run(&request).pictures[0].rgb);
+    assert_eq!(both.plan.seeds, [42, 43]);
+}
+
+#[test]
+fn bf16_stays_near() {
+    let (mut request, _) = first();
+    let exact = saved_latent(&run(&request));
+    request.precision = Precision::Bf16;
+    let near = saved_latent(&run(&request));
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let error = norm(&mut exact.iter().zip(&near).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied());
+    assert!(error < 0.1, "relative error {error}");
+}
+
+#[test]
+fn the_observer_hears_steps_and_can_stop() {
+    let (request, _) = first();
+    let mut steps = Vec::new();
+    let stopped = engine::generate(&request, &mut |event| {
+        if let Event::Step { step, steps: of, .. } = event {
+            steps.push((step, of));
+            if step == 2 {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    assert!(matches!(stopped, Err(engine::Error::Cancelled)));
+    assert_eq!(steps, [(1, 3), (2, 3)]);
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_by_name() {
+    type Change = fn(&mut Request);
+    let rows: [(Change, &[&str]); 14] = [
+        (|r| r.size = Some((60, 64)), &["60x64", "multiples of 8", "56", "64"]),
+        (|r| r.size = Some((100_000, 64)), &["100000x64", "8192"]),
+        (|r| r.steps = 0, &["--steps is 0", "between 1 and 1000"]),
+        (|r| r.steps = 1_000_000_000, &["--steps is 1000000000"]),
+        (|r| r.guidance = f32::NAN, &["--guidance is NaN"]),
+        (|r| r.count = 10_000, &["--count is 10000"]),
+        (|r| r.sampler = Some("plms".into()), &["plms", "euler_a"]),
+        (|r| r.identitynet_start = 0.9, &[]),
+        (|r| (r.identitynet_start, r.identitynet_end) = (0.9, 0.1), &["0.9", "0.1"]),
+        (|r| r.prompt = "a\0b".into(), &["U+0000"]),
+        (|r| r.ip_adapter_scale = f32::INFINITY, &["--ip-adapter-scale is inf"]),
+        (|r| r.device = DeviceChoice::Cuda(0), &["cuda:0"]),
+        (|r| r.precision = Precision::F16, &["f16", "bf16"]),
+        (|r| r.models.base = "/nowhere".into(), &["/nowhere"]),
+    ];
+    for (change, words) in rows {
+        let (mut request, _) = first();
+        change(&mut request);
+        match engine::generate(&request, &mut |_| ControlFlow::Continue(())) {
+            Ok(_) => assert!(words.is_empty(), "{words:?} was accepted"),
+            Err(error) => {
+                let said = error.to_string();
+                assert!(error.is_user_fault(), "{said}");
+                assert!(!words.is_empty() && words.iter().all(|w| said.contains(w)), "{said} lacks one of {words:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Samplers and schedules against diffusers' schedulers (`reference/samplers.py`).
+
+use std::ops::ControlFlow;
+
+use engine::Error;
+use engine::samplers::{Driver, Kind, SAMPLERS, Sampler, sample};
+use engine::schedule::Schedule;
+use serde_json::{Value, json};
+use tensor::random::TorchCpu;
+use tensor::{DType, Device, Tensor};
+
+const SHAPE: [usize; 4] = [1, 2, 3, 4];
+
+/// The made-up network of the reference.
+fn network(x: &Tensor, timestep: f32) -> engine::Result<Tensor> {
+    let values: Vec<f32> = x
+        .to_vec_f32()?
+        .into_iter()
+        .enumerate()
+        .map(|(place, v)| 0.8 * v + (0.2 * (3.0 * place as f64 + 0.01 * f64::from(timestep)).cos()) as f32)
+        .collect();
+    Ok(Tensor::from_f32(&Device::Cpu, DType::F32, &SHAPE, &values)?)
+}
+
+fn run(schedule: &Schedule, observer: &mut dyn FnMut(&engine::samplers::Step<'_>) -> ControlFlow<()>) -> engine::Result<Vec<f32>> {
+    let mut generator = TorchCpu::new(5);
+    let mut noise = || Ok(Tensor::from_f32(&Device::Cpu, DType::F32, &SHAPE, &generator.randn(24))?);
+    let first = noise()?;
+    let mut driver = Driver { model: &mut |_, x, t| network(x, t), noise: &mut noise, observer };
+    Ok(sample(schedule, &first, &mut driver)?.to_vec_f32()?)
+}
+
+fn go_on(_: &engine::samplers::Step<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn trajectories_equal_diffusers() {
+    let rows: Vec<Value> = serde_json::from_str(include_str!("fixtures/samplers.json")).unwrap();
+    let (mut worst, mut failures) = (0.0f64, Vec::new());
+    for row in &rows {
+        let name = format!("{} {} in {} steps", row[0], row[1], row[2]);
+        let sampler = Sampler::from_name(row[0].as_str().unwrap()).unwrap();
+        let schedule = Schedule::new(&row[1], sampler, row[2].as_u64().unwrap() as usize).map(|mut s| {
+            s.eta = row[3].as_f64().unwrap();
+            s
+        });
+        let result = schedule.as_ref().map_err(|e| e.to_string()).and_then(|s| run(s, &mut go_on).map_err(|e| e.to_string()));
+        if row[7].is_null() {
+            // Where diffusers ends in what is not finite, there is a refusal, or a picture if the solver got around it.
+            if result.as_ref().is_ok_and(|r| r.iter().any(|v| !v.is_finite())) {
+                failures.push(format!("{name} is not finite"));
+            }
+            continue;
+        }
+        let (schedule, result) = match (schedule, result) {
+            (Ok(schedule), Ok(result)) => (schedule, result),
+            (_, e) => {
+                failures.push(format!("{name}: {e:?}"));
+                continue;
+            }
+        };
+        let t = schedule.timesteps();
+        let sums = [f64::from(t[0]), f64::from(t[t.len() - 1]), t.iter().map(|t| f64::from(*t)).sum()];
+        if sums.iter().zip(numbers(&row[4])).any(|(a, b)| (a - b).abs() > 1e-6 * b.abs().max(1.0)) {
+            failures.push(format!("{name}: timesteps {sums:?}, not {}", row[4]));
+        }
+        let sigmas = schedule.sigmas();
+        for (i, expected) in numbers(&row[5]).into_iter().enumerate().filter(|_| !sigmas.is_empty()) {
+            let got = f64::from(sigmas[[0, t.len() - 1, t.len()][i]]);
+            if (got - expected).abs() > 2e-6 * expected {
+                failures.push(format!("{name}: sigma {got}, not {expected}"));
+            }
+        }
+        let first = row[6].as_f64().unwrap();
+        assert!((f64::from(schedule.init_noise_sigma()) - first).abs() <= 1e-6 * first, "{name}");
+
+        let expected = numbers(&row[7]);
+        let error: f64 = expected.iter().zip(result.iter().step_by(4)).map(|(e, r)| (e - f64::from(*r)).powi(2)).sum();
+        let error = (error / expected.iter().map(|e| e * e).sum::<f64>()).sqrt();
+        worst = worst.max(error);
+        if error.is_nan() || error > 1e-5 {
+            failures.push(format!("{name}: relative error {error:e}"));
+        }
+    }
+    println!("{} trajectories, largest relative error {worst:e}", rows.len());
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), rows.len(), failures.join("\n"));
+}
+
+#[test]
+fn names_of_other_programs_are_known() {
+    for (name, expected) in [
+        ("Euler a", "euler_a"),
+        ("k_euler_ancestral", "euler_a"),
+        ("euler_ancestral", "euler_a"),
+        ("EULER", "euler"),
+        ("DPM++ 2M", "dpmpp_2m"),
+        ("DPM++ 2M Karras", "dpmpp_2m_karras"),
+        ("dpmpp-2m", "dpmpp_2m"),
+        ("DDIM", "ddim"),
+        ("UniPC", "unipc"),
+        ("uni_pc_bh2", "unipc"),
+        ("LCM", "lcm"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+        ("sample_dpmpp_2m", "dpmpp_2m"),
+    ] {
+        assert_eq!(Sampler::from_name(name).unwrap().name(), expected, "{name}");
+    }
+    for entry in SAMPLERS {
+        assert_eq!(Sampler::from_name(entry.name).unwrap(), entry.sampler);
+        assert_eq!(Sampler::from_name(entry.title).unwrap(), entry.sampler);
+        assert_eq!((entry.sampler.name(), entry.sampler.title()), (entry.name, entry.title));
+    }
+    let message = Sampler::from_name("heun").unwrap_err().to_string();
+    assert!(message.contains("`heun`") && message.contains("dpmpp_2m_karras"), "{message}");
+}
+
+#[test]
+fn the_models_settings_choose_the_sampler() {
+    let class = |name: &str| Sampler::from_config(&json!({ "_class_name": name }));
+    assert_eq!(class("UniPCMultistepScheduler").unwrap().kind, Kind::UniPc);
+    assert_eq!(class("EulerAncestralDiscreteScheduler").unwrap().name(), "euler_a");
+    assert!(class("PNDMScheduler").unwrap_err().to_string().contains("`PNDMScheduler` is not supported; choose"));
+    let settings = json!({ "_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": true });
+    let schedule = Schedule::new(&settings, Sampler::from_config(&settings).unwrap(), 5).unwrap();
+    assert_eq!(schedule.sampler().title(), "DPM++ 2M Karras");
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name_and_value() {
+    let cases = [
+        ("euler", json!({ "prediction_type": "flow" }), 5, "`prediction_type` is \"flow\"; supported: epsilon, v_prediction"),
+        ("euler", json!({ "timestep_spacing": 3 }), 5, "`timestep_spacing` is 3; supported: linspace"),
+        ("euler", json!({ "beta_schedule": "sigmoid" }), 5, "`beta_schedule` is \"sigmoid\""),
+        ("euler", json!({ "beta_end": 1.5 }), 5, "`beta_end` is 1.5"),
+        ("euler", json!({ "num_train_timesteps": 0 }), 5, "`num_train_timesteps` is 0"),
+        ("euler", json!({ "use_beta_sigmas": true }), 5, "`use_beta_sigmas` is true; supported: false"),
+        ("euler", json!({ "trained_betas": [0.1, 2] }), 5, "`trained_betas` holds 2 numbers, 1 of them"),
+        ("euler", json!({ "use_karras_sigmas": true, "use_exponential_sigmas": true }), 5, "beside another curve"),
+        ("euler", json!({ "timestep_spacing": "leading", "steps_offset": 999 }), 2, "timestep 1499"),
+        ("dpmpp_2m", json!({ "algorithm_type": "dpmsolver" }), 5, "`algorithm_type` is \"dpmsolver\""),
+        ("dpmpp_2m", json!({ "solver_order": 4 }), 5, "`solver_order` is 4; supported: a whole number from 1 to 3"),
+        ("dpmpp_2m", json!({ "thresholding": true }), 5, "`thresholding` is true"),
+        ("dpmpp_2m", json!({ "use_flow_sigmas": true }), 5, "`use_flow_sigmas` is true"),
+        ("dpmpp_2m", json!({ "variance_type": "learned" }), 5, "`variance_type` is \"learned\""),
+        ("dpmpp_2m", json!({ "timestep_spacing": "leading" }), 1000, "the same noise level; use fewer steps"),
+        ("unipc", json!({ "predict_x0": false }), 5, "`predict_x0` is false"),
+        ("unipc", json!({ "disable_corrector": "all" }), 5, "`disable_corrector` is \"all\""),
+        ("euler", json!({}), 0, "0 steps were asked for; euler takes 1 to 1000"),
+        ("euler", json!({}), 1_000_000_000, "euler takes 1 to 1000"),
+        ("lcm", json!({}), 51, "51 steps were asked for; lcm takes 1 to 50"),
+    ];
+    for (name, settings, steps, expected) in cases {
+        let error = Schedule::new(&settings, Sampler::from_name(name).unwrap(), steps).unwrap_err().to_string();
+        assert!(error.contains(expected), "{settings}: {error}");
+    }
+    // What a sampler does not read does not hinder it.
+    assert!(Schedule::new(&json!({ "use_beta_sigmas": true }), Sampler::from_name("ddim").unwrap(), 5).is_ok());
+}
+
+#[test]
+fn steps_are_told_and_can_be_broken_off() {
+    for entry in SAMPLERS {
+        let schedule = Schedule::new(&json!({}), entry.sampler, 4).unwrap();
+        let mut seen = Vec::new();
+        run(&schedule, &mut |step| {
+            assert!(step.preview().unwrap().to_vec_f32().unwrap().iter().all(|v| v.is_finite()));
+            seen.push((step.index, step.total));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(seen, [(0, 4), (1, 4), (2, 4), (3, 4)], "{}", entry.name);
+        let stopped = run(&schedule, &mut |step| if step.index == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+        assert!(matches!(stopped, Err(Error::Cancelled)), "{}", entry.name);
+    }
+}
+
+#[test]
+fn any_number_of_steps_gives_a_schedule_or_a_sentence() {
+    for spacing in ["leading", "linspace", "trailing"] {
+        for entry in SAMPLERS {
+            for steps in 1..=1000 {
+                let settings = json!({ "timestep_spacing": spacing, "beta_schedule": "scaled_linear" });
+                if let Ok(schedule) = Schedule::new(&settings, entry.sampler, steps) {
+                    assert_eq!(schedule.len(), steps, "{} {spacing}", entry.name);
+                    assert!(schedule.timesteps().iter().all(|t| (0.0..1000.0).contains(t)));
+                }
+            }
+        }
+    }
+}
