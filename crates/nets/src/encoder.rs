@@ -58,9 +58,12 @@ impl Block {
     }
 
     /// Layer `i`: the residual block, then attention.
-    pub(crate) fn layer(&self, i: usize, x: &Tensor, step: Step<'_>) -> Result<Tensor> {
-        let x = self.resnets[i].forward(x, Some(step.temb))?;
-        self.attentions.get(i).map_or(Ok(x.clone()), |attention| attention.forward(&x, step))
+    pub(crate) fn layer(&self, i: usize, mut x: Tensor, step: Step<'_>) -> Result<Tensor> {
+        x = self.resnets[i].forward(&x, Some(step.temb))?;
+        match self.attentions.get(i) {
+            Some(attention) => attention.forward(&x, step),
+            None => Ok(x),
+        }
     }
 
     /// The cross-attentions in the order in which they run.
@@ -261,7 +264,7 @@ impl Encoder {
         let mut x = x;
         for down in &self.down_blocks {
             for i in 0..down.block.resnets.len() {
-                x = down.block.layer(i, &x, step)?;
+                x = down.block.layer(i, x, step)?;
                 kept.push(x.clone());
             }
             if let Some(conv) = &down.downsampler {

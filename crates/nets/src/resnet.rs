@@ -50,9 +50,10 @@ impl ResnetBlock {
             (Some(project), Some(temb)) => Some(project.forward(temb)?.cast(x.dtype())?),
             _ => None,
         };
-        let h = self.norm1.forward(x, self.act)?;
-        let h = self.conv1.forward_with(&h, &Fused { channel_add: time.as_ref(), ..Fused::default() })?;
-        let h = self.norm2.forward(&h, self.act)?;
+        // Assigned, not shadowed: each old value is freed at once, and they are the largest in memory.
+        let mut h = self.norm1.forward(x, self.act)?;
+        h = self.conv1.forward_with(&h, &Fused { channel_add: time.as_ref(), ..Fused::default() })?;
+        h = self.norm2.forward(&h, self.act)?;
         let around = match &self.conv_shortcut {
             Some(conv) => conv.forward(x)?,
             None => x.clone(),

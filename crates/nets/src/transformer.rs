@@ -102,13 +102,17 @@ impl TransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, keys: &CrossKeys, identity_scale: f32) -> Result<Tensor> {
-        let h = self.norm1.forward(x)?;
-        let x = self.attn1.forward(&h, &Keys::new(&self.attn1.to_k, &self.attn1.to_v, &h)?, None, x)?;
+        let mut h = self.norm1.forward(x)?;
+        let keys_of_self = Keys::new(&self.attn1.to_k, &self.attn1.to_v, &h)?;
+        let mut x = self.attn1.forward(&h, &keys_of_self, None, x)?;
+        drop(keys_of_self);
         // A weight of nothing must give the bytes of no identity, so the branch is not run at all.
         let second =
             keys.identity.as_ref().filter(|_| identity_scale != 0.0).map(|keys| (keys.borrow(), identity_scale));
-        let x = self.attn2.forward(&self.norm2.forward(&x)?, &keys.text, second, &x)?;
-        let h = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
+        h = self.norm2.forward(&x)?;
+        x = self.attn2.forward(&h, &keys.text, second, &x)?;
+        h = self.norm3.forward(&x)?;
+        h = self.ff_in.forward_geglu(&h)?;
         Ok(self.ff_out.forward_with(&h, Activation::None, Some(&x))?)
     }
 }

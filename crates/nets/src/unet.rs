@@ -192,14 +192,16 @@ impl UNet {
         for up in &self.up_blocks {
             for i in 0..up.block.resnets.len() {
                 let Some(skip) = kept.pop() else { return Err(self.too_few_skips()) };
-                x = up.block.layer(i, &ops::concat_last(&[&x, &skip])?, step)?;
+                x = ops::concat_last(&[&x, &skip])?;
+                drop(skip);
+                x = up.block.layer(i, x, step)?;
             }
             if let (Some(conv), Some(next)) = (&up.upsampler, kept.last()) {
                 // To the size of what comes next rather than to the double, which differs at odd sizes.
                 x = conv.forward_upsampled_to(&x, next.dim(1), next.dim(2))?;
             }
         }
-        let x = self.conv_norm_out.forward(&x, self.config.encoder.act_fn)?;
+        x = self.conv_norm_out.forward(&x, self.config.encoder.act_fn)?;
         Ok(self.conv_out.forward(&x)?.cast(DType::F32)?)
     }
 

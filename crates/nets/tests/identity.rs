@@ -58,7 +58,7 @@ fn scale_weighs_residuals() {
 fn adapters_of_other_unets_are_refused() {
     let f = Fixture::open("unet_identity");
     let own = f.tensors("ip_adapter");
-    let change = |change: &dyn Fn(&mut Tensors)| {
+    let refusal = |change: &dyn Fn(&mut Tensors)| {
         let mut tensors = own.clone();
         change(&mut tensors);
         let mut unet = unet(&f, DType::F32);
@@ -69,7 +69,8 @@ fn adapters_of_other_unets_are_refused() {
     };
     let layers = own.len() / 2;
     let last = 2 * layers - 1;
-    let rows: [(&dyn Fn(&mut Tensors), String); 5] = [
+    type Change<'a> = &'a dyn Fn(&mut Tensors);
+    let rows: [(Change<'_>, String); 5] = [
         (
             &|t| t.clear(),
             format!(
@@ -94,7 +95,7 @@ fn adapters_of_other_unets_are_refused() {
         (&|t| t[0].1.reverse(), "`1.to_k_ip.weight` in adapter.bin is [18, 16]; this model needs [16, 18]".into()),
     ];
     for (row, expected) in rows {
-        let message = change(row);
+        let message = refusal(row);
         assert!(message.contains(&expected), "{message}\nnot: {expected}");
     }
 }

@@ -70,8 +70,8 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.first.forward(x, None)?;
+    fn forward(&self, mut x: Tensor) -> Result<Tensor> {
+        x = self.first.forward(&x, None)?;
         if let Some(attention) = &self.attention {
             x = attention.forward(&x)?;
         }
@@ -96,8 +96,8 @@ impl Block {
         Ok(Block { resnets, resample: None })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.resnets.iter().try_fold(x.clone(), |x, resnet| resnet.forward(&x, None))
+    fn forward(&self, x: Tensor) -> Result<Tensor> {
+        self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(&x, None))
     }
 }
 
@@ -138,13 +138,14 @@ impl Encoder {
     pub(crate) fn forward(&self, image: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(image)?;
         for block in &self.down_blocks {
-            x = block.forward(&x)?;
+            x = block.forward(x)?;
             if let Some(conv) = &block.resample {
                 x = conv.forward(&x)?;
             }
         }
-        let x = self.mid_block.forward(&x)?;
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward(&x, Activation::Silu)?)?)
+        x = self.mid_block.forward(x)?;
+        x = self.conv_norm_out.forward(&x, Activation::Silu)?;
+        Ok(self.conv_out.forward(&x)?)
     }
 }
 
@@ -183,13 +184,14 @@ impl Decoder {
 
     /// `[b, h, w, latent] -> [b, H, W, out]`.
     pub(crate) fn forward(&self, latent: &Tensor) -> Result<Tensor> {
-        let mut x = self.mid_block.forward(&self.conv_in.forward(latent)?)?;
+        let mut x = self.mid_block.forward(self.conv_in.forward(latent)?)?;
         for block in &self.up_blocks {
-            x = block.forward(&x)?;
+            x = block.forward(x)?;
             if let Some(conv) = &block.resample {
                 x = conv.forward_upsampled(&x)?;
             }
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward(&x, Activation::Silu)?)?)
+        x = self.conv_norm_out.forward(&x, Activation::Silu)?;
+        Ok(self.conv_out.forward(&x)?)
     }
 }
