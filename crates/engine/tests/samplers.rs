@@ -22,7 +22,10 @@ fn network(x: &Tensor, timestep: f32) -> engine::Result<Tensor> {
     Ok(Tensor::from_f32(&Device::Cpu, DType::F32, &SHAPE, &values)?)
 }
 
-fn run(schedule: &Schedule, observer: &mut dyn FnMut(&engine::samplers::Step<'_>) -> ControlFlow<()>) -> engine::Result<Vec<f32>> {
+fn run(
+    schedule: &Schedule,
+    observer: &mut dyn FnMut(&engine::samplers::Step<'_>) -> ControlFlow<()>,
+) -> engine::Result<Vec<f32>> {
     let mut generator = TorchCpu::new(5);
     let mut noise = || Ok(Tensor::from_f32(&Device::Cpu, DType::F32, &SHAPE, &generator.randn(24))?);
     let first = noise()?;
@@ -49,7 +52,8 @@ fn trajectories_equal_diffusers() {
             s.eta = row[3].as_f64().unwrap();
             s
         });
-        let result = schedule.as_ref().map_err(|e| e.to_string()).and_then(|s| run(s, &mut go_on).map_err(|e| e.to_string()));
+        let result =
+            schedule.as_ref().map_err(|e| e.to_string()).and_then(|s| run(s, &mut go_on).map_err(|e| e.to_string()));
         if row[7].is_null() {
             // Where diffusers ends in what is not finite, there is a refusal, or a picture if the solver got around it.
             if result.as_ref().is_ok_and(|r| r.iter().any(|v| !v.is_finite())) {
@@ -133,7 +137,12 @@ fn the_models_settings_choose_the_sampler() {
 #[test]
 fn what_is_not_supported_is_refused_by_name_and_value() {
     let cases = [
-        ("euler", json!({ "prediction_type": "flow" }), 5, "`prediction_type` is \"flow\"; supported: epsilon, v_prediction"),
+        (
+            "euler",
+            json!({ "prediction_type": "flow" }),
+            5,
+            "`prediction_type` is \"flow\"; supported: epsilon, v_prediction",
+        ),
         ("euler", json!({ "timestep_spacing": 3 }), 5, "`timestep_spacing` is 3; supported: linspace"),
         ("euler", json!({ "beta_schedule": "sigmoid" }), 5, "`beta_schedule` is \"sigmoid\""),
         ("euler", json!({ "beta_end": 1.5 }), 5, "`beta_end` is 1.5"),
@@ -174,7 +183,9 @@ fn steps_are_told_and_can_be_broken_off() {
         })
         .unwrap();
         assert_eq!(seen, [(0, 4), (1, 4), (2, 4), (3, 4)], "{}", entry.name);
-        let stopped = run(&schedule, &mut |step| if step.index == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+        let stopped = run(&schedule, &mut |step| {
+            if step.index == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
         assert!(matches!(stopped, Err(Error::Cancelled)), "{}", entry.name);
     }
 }
