@@ -34,8 +34,8 @@ pub(crate) fn bar(length: u64, bytes: bool) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let template = match bytes {
-        true => "{wide_msg} {bytes:>10} of {total_bytes:10} {prefix:>16} [{bar:24}]",
-        false => "{wide_msg} {pos:>4} of {len:4} {prefix:>16} [{bar:24}]",
+        true => "{wide_msg} {decimal_bytes:>9} of {decimal_total_bytes} {prefix:>15} [{bar:20}]",
+        false => "{wide_msg} {pos:>4} of {len} {prefix:>15} [{bar:20}]",
     };
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
     // The template is ours and a test reads it; without it the bar has its plain look.

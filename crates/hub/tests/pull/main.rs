@@ -256,3 +256,14 @@ fn two_at_once_fetch_once() {
     });
     assert_eq!(server.ranges(), [None]);
 }
+
+#[test]
+fn a_disk_without_room_is_seen_before_anything_comes() {
+    let (server, cache) = (server(), tempfile::tempdir().unwrap());
+    let config = config(&server, cache.path());
+    let mut plan = plan(&config, REPO).unwrap();
+    plan.parts[0].missing = 1 << 60;
+    let error = run_plan(&config, &plan, &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    assert!(server.ranges().is_empty());
+}
