@@ -3,8 +3,8 @@
     python reference/nets.py [NAME ...]          all fixtures, or those named
 
 One safetensors file each: `w.*` the weights under the names that `save_pretrained` gives them, `in.*` inputs and
-`out.*` outputs in the layouts of the Rust crate (images and latents NHWC), metadata `config` the config.json and
-`case` the scalar inputs. Weights are rounded to f16 before the reference runs and stored as f16, inputs and outputs
+`out.*` outputs in the layouts of the Rust crate (images and latents NHWC), metadata `fixture` an object with
+`config`, the config.json, and `case`, the scalar inputs. Weights are rounded to f16 before the reference runs and stored as f16, inputs and outputs
 as f32. Every parameter is random, norms, biases and zero-initialised convolutions included, so that a swapped or
 forgotten one shows.
 """
@@ -68,7 +68,8 @@ def save(name, weights, config, case, inputs, outputs):
     for prefix, group in (("in", inputs), ("out", outputs)):
         tensors |= {f"{prefix}.{k}": v.detach().float().contiguous() for k, v in group.items()}
     path = os.path.join(FOLDER, name + ".safetensors")
-    save_file(tensors, path, {"config": json.dumps(config), "case": json.dumps(case)})
+    # One entry: the library writes several in an order of its own each time.
+    save_file(tensors, path, {"fixture": json.dumps({"config": config, "case": case})})
     os.chmod(path, 0o644)
     print(f"{name}: {os.path.getsize(path) / 1000:.0f} kB")
 

@@ -28,8 +28,9 @@ impl Fixture {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).with_extension("safetensors");
         let all = Weights::open(&path).unwrap();
-        let json = |key: &str| serde_json::from_str(&all.metadata()[key]).unwrap();
-        Fixture { name, weights: all.select("w"), config: json("config"), case: json("case"), all }
+        let told: Value = serde_json::from_str(&all.metadata()["fixture"]).unwrap();
+        let (config, case) = (told["config"].clone(), told["case"].clone());
+        Fixture { name, weights: all.select("w"), config, case, all }
     }
 
     pub(crate) fn scope(&self) -> Scope {
