@@ -4,8 +4,8 @@
 
 One safetensors file each: `w.*` the weights under the names that `save_pretrained` gives them, `in.*` inputs and
 `out.*` outputs in the layouts of the Rust crate (images and latents NHWC), metadata `fixture` an object with
-`config`, the config.json, and `case`, the scalar inputs. Weights are rounded to f16 before the reference runs and stored as f16, inputs and outputs
-as f32. Every parameter is random, norms, biases and zero-initialised convolutions included, so that a swapped or
+`config`, the config.json, and `case`, the scalar inputs. Weights are rounded to f16 before the reference runs and
+stored as f16, inputs and outputs as f32. Every parameter is random, norms, biases and zero-initialised convolutions included, so that a swapped or
 forgotten one shows.
 """
 
