@@ -183,6 +183,9 @@ def photo_rows():
     save("progressive.jpg", base, format="JPEG", quality=92, progressive=True)
     save("grey.jpg", base.convert("L"), format="JPEG", quality=92)
     save("cmyk.jpg", base.convert("CMYK"), format="JPEG", quality=95)
+    files["cmyk_unmarked.jpg"] = files["cmyk.jpg"].replace(b"Adobe", b"Other")
+    for subsampling in (0, 1, 2):
+        save(f"chroma{subsampling}.jpg", base.crop((0, 0, 53, 77)), format="JPEG", quality=85, subsampling=subsampling)
     save("animated.gif", base.quantize(16), format="GIF", save_all=True, append_images=[ImageOps.invert(base).quantize(16)])
     save("animated.webp", base, format="WEBP", save_all=True, append_images=[ImageOps.invert(base)], lossless=True)
     save("animated.png", base, format="PNG", save_all=True, append_images=[ImageOps.invert(base)])
@@ -200,12 +203,7 @@ def photo_rows():
     for name, data in files.items():
         (folder / name).write_bytes(data)
         pixels = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-        # JPEG decoders round differently; a grid of means is enough to see colours and orientation.
-        rows.append({
-            "file": name, "size": [pixels.shape[1], pixels.shape[0]],
-            "sha": None if name.endswith(".jpg") else digest(pixels),
-            "thumb": np.asarray(Image.fromarray(pixels).resize((4, 4), Image.BOX)).ravel().tolist(),
-        })
+        rows.append({"file": name, "size": [pixels.shape[1], pixels.shape[0]], "sha": digest(pixels)})
     dump("photos.json", rows)
 
 
@@ -293,8 +291,10 @@ def tune(detector, blob, wanted):
         outputs = detector(blob)
         for i, head in enumerate(detector.heads):
             scores = torch.logit(outputs[i].reshape(-1).double().clamp(1e-9, 1 - 1e-9)).sort(descending=True).values
-            # Halfway between two neighbours, far from the threshold.
-            head.bias[:a] -= float(scores[wanted - 1] + scores[wanted]) / 2
+            # Halfway in the widest gap between neighbours, so that no score lies at the threshold.
+            gaps = scores[1:2 * wanted] - scores[2:2 * wanted + 1]
+            at = int(gaps.argmax()) + 1
+            head.bias[:a] -= float(scores[at] + scores[at + 1]) / 2
 
 
 def detect_blob(picture, side):

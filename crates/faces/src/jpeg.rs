@@ -1,14 +1,12 @@
-//! JPEG with the checks that a decoder alone does not make: the file must reach its end marker, its
-//! entropy-coded data must last to the final row, and four-component files must say how their inks
-//! are stored.
+//! JPEG, pixel for pixel as libjpeg-turbo decodes it, since Pillow and OpenCV read with that: the
+//! usual decoders of Rust round chroma otherwise, which moves boxes and embeddings.
+//!
+//! On top come the checks that a decoder alone does not make: the file must reach its end marker,
+//! its entropy-coded data must last to the final row, and damage is refused, not painted grey.
 
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use libjpeg_turbo_rs::{DecodeLimits, DecodeWarning, Decoder, JpegError, PixelFormat};
 
 type Answer<T> = Result<T, String>;
 
@@ -17,7 +15,6 @@ struct Markers {
     width: u32,
     height: u32,
     components: u8,
-    adobe: bool,
     complete: bool,
 }
 
@@ -31,55 +28,56 @@ pub(crate) fn decode(bytes: &[u8], check: impl Fn(u32, u32) -> Answer<()>) -> An
     if !markers.complete || pixels / 1024 > bytes.len() as u64 {
         return Err(incomplete());
     }
-    match markers.components {
-        1 | 3 => {}
-        4 if markers.adobe => {}
-        4 => {
-            return Err("the JPEG has four inks (CMYK) but does not say how they are stored; save it as RGB".into());
-        }
+    let out = match markers.components {
+        1 => PixelFormat::Grayscale,
+        3 => PixelFormat::Rgb,
+        4 => PixelFormat::Cmyk,
         n => return Err(format!("the JPEG has {n} components; 1, 3 and 4 are read")),
+    };
+    let limits = DecodeLimits {
+        max_pixels: pixels,
+        max_scans: 500,
+        // Coefficients of a progressive picture, planes and raster, with room to spare.
+        max_memory: Some(pixels.saturating_mul(32).saturating_add(64 << 20)),
+        ..DecodeLimits::default()
+    };
+    let fail = |error: JpegError| match error {
+        JpegError::UnexpectedEof => incomplete(),
+        JpegError::Unsupported(what) => format!("this kind of JPEG is not read: {what}"),
+        error => format!("the JPEG is damaged: {error}"),
+    };
+    let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(fail)?;
+    decoder.set_output_format(out);
+    // A damaged EXIF block is no reason to lose the picture.
+    let orientation = decoder.exif_orientation().and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms);
+    let decoded = decoder.decode_image().map_err(fail)?;
+    // Stray bytes between segments are common and harmless; every other warning means lost pixels.
+    if let Some(warning) = decoded.warnings.iter().find(|w| !matches!(w, DecodeWarning::ExtraneousData { .. })) {
+        return Err(format!("the JPEG is damaged: {warning}"));
     }
-    let out = if markers.components == 1 { ColorSpace::Luma } else { ColorSpace::RGB };
-    // Strict, because only the strict decoder admits that data ran out or is damaged; the other one
-    // would fill the rest with grey. Stray bytes between segments are common and let pass.
-    let (decoder, raw) = match run(bytes, out, true) {
-        Err(DecodeErrors::FormatStatic(text)) if text.contains("Extra bytes") => run(bytes, out, false),
-        done => done,
-    }
-    .map_err(|error| match error {
-        DecodeErrors::FormatStatic(text) if text.contains("Premature") => incomplete(),
-        DecodeErrors::ExhaustedData => incomplete(),
-        error => format!("the JPEG is damaged: {error:?}"),
-    })?;
-    let orientation =
-        decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif)).unwrap_or(Orientation::NoTransforms);
-    let size = decoder.dimensions().unwrap_or((0, 0));
-    let (width, height) = (size.0 as u32, size.1 as u32);
-    let picture = if out == ColorSpace::Luma {
-        GrayImage::from_raw(width, height, raw).map(DynamicImage::ImageLuma8)
-    } else {
-        RgbImage::from_raw(width, height, raw).map(DynamicImage::ImageRgb8)
+    let (width, height) = (decoded.width as u32, decoded.height as u32);
+    let picture = match out {
+        PixelFormat::Grayscale => GrayImage::from_raw(width, height, decoded.data).map(DynamicImage::ImageLuma8),
+        PixelFormat::Rgb => RgbImage::from_raw(width, height, decoded.data).map(DynamicImage::ImageRgb8),
+        _ => RgbImage::from_raw(width, height, from_inks(&decoded.data)).map(DynamicImage::ImageRgb8),
     };
     let picture = picture.ok_or("the JPEG's raster has a wrong length")?;
     Ok((picture, orientation))
 }
 
-type Reader<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
-
-fn run(bytes: &[u8], out: ColorSpace, strict: bool) -> Result<(Reader<'_>, Vec<u8>), DecodeErrors> {
-    let options = DecoderOptions::default()
-        .jpeg_set_out_colorspace(out)
-        .set_strict_mode(strict)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX));
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    let raw = decoder.decode()?;
-    Ok((decoder, raw))
+/// Four inks to RGB as Pillow does it: stored inverted, as Adobe's programs do, whether marked or not.
+fn from_inks(inks: &[u8]) -> Vec<u8> {
+    let multiply = |a: u8, b: u8| {
+        let product = u32::from(a) * u32::from(b) + 128;
+        ((product + (product >> 8)) >> 8) as u8
+    };
+    let pixels = inks.as_chunks::<4>().0;
+    pixels.iter().flat_map(|&[c, m, y, k]| [c, m, y].map(|ink| k - multiply(255 - ink, k))).collect()
 }
 
 /// Walks the markers up to the end of the first picture.
 fn scan(bytes: &[u8]) -> Answer<Markers> {
-    let mut found = Markers { width: 0, height: 0, components: 0, adobe: false, complete: false };
+    let mut found = Markers { width: 0, height: 0, components: 0, complete: false };
     let mut at = 2;
     while let Some(&byte) = bytes.get(at) {
         // Between segments, and inside scans, anything up to the next marker is skipped.
@@ -106,9 +104,6 @@ fn scan(bytes: &[u8]) -> Answer<Markers> {
                 break;
             };
             (found.width, found.height, found.components) = (width as u32, height as u32, n);
-        }
-        if marker == 0xee && bytes.get(at + 4..at + 9) == Some(b"Adobe") {
-            found.adobe = true;
         }
         at += 2 + length.max(2);
     }

@@ -19,26 +19,16 @@ fn faces_equal_insightfaces() {
         let photo = Photo::open(&fixture(file)).unwrap();
         let found = analyzer.detect(&photo.image).unwrap();
         let expected = row["faces"].as_array().unwrap();
-        // The JPEG's pixels are those of another decoder; the PNG's are equal.
-        let exact = file.ends_with(".png");
         assert_eq!(found.len(), expected.len(), "{net} {file}");
         let (mut worst_box, mut worst_point, mut worst_cosine) = (0f32, 0f32, 1f64);
         for (i, want) in expected.iter().enumerate() {
             let bbox = floats(&want["bbox"]);
-            let distance = |f: &Face| (0..4).map(|k| (f.bbox[k] - bbox[k]).abs()).fold(0f32, f32::max);
-            let face = if exact {
-                &found[i]
-            } else {
-                found.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap()
-            };
-            worst_box = worst_box.max(distance(face));
+            let face = &found[i];
+            worst_box = (0..4).map(|k| (face.bbox[k] - bbox[k]).abs()).fold(worst_box, f32::max);
             for (p, q) in face.kps.iter().zip(keypoints(&want["kps"])) {
                 worst_point = worst_point.max((p[0] - q[0]).abs()).max((p[1] - q[1]).abs());
             }
-            assert!(
-                (f64::from(face.det_score) - want["det_score"].as_f64().unwrap()).abs()
-                    < if exact { 1e-4 } else { 2e-2 }
-            );
+            assert!((f64::from(face.det_score) - want["det_score"].as_f64().unwrap()).abs() < 1e-4);
             if !want["embedding"].is_null() {
                 worst_cosine = worst_cosine.min(cosine(&face.embedding, &floats(&want["embedding"])));
             }
@@ -47,9 +37,8 @@ fn faces_equal_insightfaces() {
             "{net} {file}: {} faces, box {worst_box:.6} px, points {worst_point:.6} px, cosine {worst_cosine:.9}",
             found.len()
         );
-        let bound = if exact { 0.01 } else { 0.5 };
-        assert!(worst_box < bound && worst_point < bound, "{net} {file}: {worst_box} {worst_point}");
-        assert!(worst_cosine > if exact { 0.999999 } else { 0.9999 }, "{net} {file}: {worst_cosine}");
+        assert!(worst_box < 0.01 && worst_point < 0.01, "{net} {file}: {worst_box} {worst_point}");
+        assert!(worst_cosine > 0.999999, "{net} {file}: {worst_cosine}");
     }
 }
 

@@ -19,26 +19,8 @@ fn photos_read_as_pillow_reads_them() {
         let photo = Photo::open_with(&fixture("photos").join(file), &small()).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(photo.image.dimensions(), pair(&row["size"]), "{file}");
         assert_eq!(!photo.notices.is_empty(), file.starts_with("animated"), "{file}: {:?}", photo.notices);
-        if let Some(sha) = row["sha"].as_str() {
-            assert_eq!(digest(photo.image.as_raw()), sha, "{file}");
-        }
-        let thumb = image_thumb(&photo.image);
-        for (i, value) in row["thumb"].as_array().unwrap().iter().enumerate() {
-            let difference = (thumb[i] - value.as_f64().unwrap()).abs();
-            assert!(difference < 2.0, "{file}: area {i} is off by {difference}");
-        }
+        assert_eq!(digest(photo.image.as_raw()), row["sha"], "{file}");
     }
-}
-
-fn image_thumb(image: &faces::RgbImage) -> Vec<f64> {
-    let (w, h) = image.dimensions();
-    let mut sums = vec![0.0; 48];
-    for (x, y, p) in image.enumerate_pixels() {
-        for c in 0..3 {
-            sums[((y * 4 / h) * 4 + x * 4 / w) as usize * 3 + c] += f64::from(p.0[c]);
-        }
-    }
-    sums.iter().map(|s| s * 16.0 / f64::from(w * h)).collect()
 }
 
 #[test]
@@ -136,13 +118,4 @@ fn sizes_are_judged_from_the_header() {
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0x10, 0, 0x10, 0]);
     let error = Photo::from_bytes("photo", &jpeg, &default).unwrap_err().to_string();
     assert!(error.contains("incomplete"), "{error}");
-}
-
-#[test]
-fn four_inks_without_a_mark_are_refused() {
-    let mut jpeg = std::fs::read(fixture("photos/cmyk.jpg")).unwrap();
-    let mark = jpeg.windows(5).position(|w| w == b"Adobe").unwrap();
-    jpeg[mark..mark + 5].copy_from_slice(b"Other");
-    let error = read(&jpeg).unwrap_err();
-    assert!(error.contains("CMYK"), "{error}");
 }
