@@ -25,11 +25,16 @@ pub mod schedule;
 mod bench;
 mod generate;
 
+pub mod metadata;
+mod record;
+mod save;
+
 pub use bench::{StepBench, step as bench_step};
 pub use error::{Error, Result};
 pub use event::{Event, Observer, Stage};
 pub use generate::{Output, Picture, generate};
 pub use plan::{IdentityPlan, ModelRecord, Plan};
 pub use request::{DeviceChoice, ModelPaths, Pose, Precision, Request, Rng};
+pub use save::Target;
 pub use stack::Stack;
 pub use subject::Subject;
