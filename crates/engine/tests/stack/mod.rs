@@ -11,19 +11,19 @@ use std::{
 use serde_json::Value;
 
 /// The fixtures' folder.
-pub fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/instantid")
 }
 
 /// The rows of `cases.json` in a folder.
-pub fn cases(folder: &Path) -> Vec<Value> {
+pub(crate) fn cases(folder: &Path) -> Vec<Value> {
     let text = fs::read_to_string(folder.join("cases.json")).unwrap();
     // Python's JSON has infinities; the crate that reads configurations has a test of its own for them.
     serde_json::from_str(&text.replace("-Infinity", "null")).unwrap()
 }
 
 /// A copy of a diffusers folder that runs under another `scheduler_config.json`.
-pub fn with_scheduler(model: &Path, scheduler: &Value, to: &Path) {
+pub(crate) fn with_scheduler(model: &Path, scheduler: &Value, to: &Path) {
     copy(model, to);
     fs::write(to.join("scheduler/scheduler_config.json"), scheduler.to_string()).unwrap();
     let index = to.join("model_index.json");
@@ -47,14 +47,14 @@ fn copy(from: &Path, to: &Path) {
 
 /// The files of the stack whose weights are a rule: an SDXL checkpoint in the original layout, an IdentityNet and an
 /// adapter, all f16.
-pub struct Single {
-    pub checkpoint: PathBuf,
-    pub identitynet: PathBuf,
-    pub adapter: PathBuf,
+pub(crate) struct Single {
+    pub(crate) checkpoint: PathBuf,
+    pub(crate) identitynet: PathBuf,
+    pub(crate) adapter: PathBuf,
 }
 
 /// Writes them into `to`.
-pub fn write_single(to: &Path) -> Single {
+pub(crate) fn write_single(to: &Path) -> Single {
     let folder = fixtures().join("single");
     let rules: Value = serde_json::from_str(&fs::read_to_string(folder.join("weights.json")).unwrap()).unwrap();
     let files = Single {
