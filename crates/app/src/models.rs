@@ -98,7 +98,7 @@ fn fetch(config: &HubConfig, plan: &Plan) -> Result<Vec<hub::Pulled>, Fault> {
     if plan.missing() > 0 {
         output::say(&format!("fetching {} into {}", human(plan.missing()), config.cache.display()));
     }
-    let bar = output::bar(plan.missing(), true);
+    let bar = output::bar(plan.lacking(), true);
     let mut tell = |event: Event| {
         match event {
             Event::File { file, number, of, .. } => bar.set_message(format!("{number}/{of} {file}")),

@@ -28,17 +28,17 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// A bar on stderr, drawn only on a terminal. `length` in `unit`s: bytes are shown as such.
+const BYTES: &str = "{wide_msg} {decimal_bytes:>9} of {decimal_total_bytes} {prefix:>15} [{bar:20}]";
+const STEPS: &str = "{wide_msg} {pos:>4} of {len} {prefix:>15} [{bar:20}]";
+
+/// A bar on stderr, drawn only on a terminal, that counts bytes or steps up to `length`.
 pub(crate) fn bar(length: u64, bytes: bool) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let template = match bytes {
-        true => "{wide_msg} {decimal_bytes:>9} of {decimal_total_bytes} {prefix:>15} [{bar:20}]",
-        false => "{wide_msg} {pos:>4} of {len} {prefix:>15} [{bar:20}]",
-    };
+    let template = if bytes { BYTES } else { STEPS };
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
-    // The template is ours and a test reads it; without it the bar has its plain look.
+    // A test reads both templates; without one the bar would have its plain look.
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("=> "));
     bar
@@ -46,7 +46,7 @@ pub(crate) fn bar(length: u64, bytes: bool) -> ProgressBar {
 
 /// A time left as people say it.
 pub(crate) fn time_left(seconds: f64) -> String {
-    let left = Duration::from_secs_f64(seconds.clamp(0.0, 360_000.0)).as_secs();
+    let left = Duration::try_from_secs_f64(seconds.clamp(0.0, 360_000.0)).unwrap_or_default().as_secs();
     match left {
         0..60 => format!("{left} s left"),
         60..3600 => format!("{} min {:02} s left", left / 60, left % 60),
@@ -57,6 +57,13 @@ pub(crate) fn time_left(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_templates_can_be_read() {
+        for template in [BYTES, STEPS] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+        }
+    }
 
     #[test]
     fn times_are_said_briefly() {

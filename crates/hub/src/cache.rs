@@ -28,6 +28,11 @@ impl RepoCache {
         self.folder().join("snapshots").join(commit)
     }
 
+    /// A folder of a snapshot; an empty name is the snapshot itself.
+    pub(crate) fn folder_at(&self, commit: &str, folder: &str) -> PathBuf {
+        below(&self.snapshot(commit), folder)
+    }
+
     pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.folder().join("blobs").join(etag)
     }
@@ -111,6 +116,14 @@ impl RepoCache {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+}
+
+/// `path.join("")` would end in a slash.
+pub(crate) fn below(path: &Path, folder: &str) -> PathBuf {
+    match folder.trim_end_matches('/') {
+        "" => path.to_path_buf(),
+        folder => path.join(folder),
     }
 }
 

@@ -30,11 +30,11 @@ pub(crate) fn fetch(order: &Order, report: &mut Reporter) -> Result<PathBuf> {
     let mut said = false;
     let _lock = cache.lock(&found.etag, || {
         let note = format!("another process fetches {file}; waiting for it");
-        if std::mem::replace(&mut said, true) { report.bytes(0) } else { report.note(note) }
+        if std::mem::replace(&mut said, true) { report.here(0) } else { report.note(note) }
     })?;
     let blob = cache.blob(&found.etag);
     if std::fs::metadata(&blob).is_ok_and(|data| data.len() == bytes) {
-        report.bytes(bytes as i64)?;
+        report.here(bytes as i64)?;
     } else {
         let partial = Partial::resume(cache.partial(&found.etag), bytes, &sums)?;
         let path = complete(order, partial, report)?;
@@ -106,7 +106,7 @@ impl<'a> Partial<'a> {
 fn complete(order: &Order, mut partial: Partial, report: &mut Reporter) -> Result<PathBuf> {
     let client = order.client;
     let (mut failures, mut farthest, mut spoilt) = (0, partial.length, false);
-    report.bytes(partial.length as i64)?;
+    report.here(partial.length as i64)?;
     loop {
         let outcome = attempt(order, &mut partial, report);
         if partial.length >= farthest + client.patience.progress {
@@ -141,7 +141,7 @@ fn discard(
     expected: String,
     report: &mut Reporter,
 ) -> Result<()> {
-    report.bytes(-(partial.length as i64))?;
+    report.here(-(partial.length as i64))?;
     partial.restart()?;
     if std::mem::replace(spoilt, true) {
         return Err(Error::WrongBytes { file: order.file.clone(), got, expected });
@@ -164,13 +164,13 @@ fn attempt(order: &Order, partial: &mut Partial, report: &mut Reporter) -> Resul
     match reply.status().as_u16() {
         206 if starts_at(&header(reply.headers(), "content-range"), partial.length) => {}
         206 | 416 => {
-            report.bytes(-(partial.length as i64))?;
+            report.here(-(partial.length as i64))?;
             partial.restart()?;
             return Err(Failure::Passing("the server resumed at another place than asked".to_string(), None));
         }
         // No ranges here: the whole file comes again.
         _ if partial.length > 0 => {
-            report.bytes(-(partial.length as i64))?;
+            report.here(-(partial.length as i64))?;
             partial.restart()?;
         }
         _ => {}
@@ -194,7 +194,7 @@ fn attempt(order: &Order, partial: &mut Partial, report: &mut Reporter) -> Resul
         write(&mut file, &buffer[..n], &partial.path)?;
         partial.digests.update(&buffer[..n]);
         partial.length += n as u64;
-        report.bytes(n as i64)?;
+        report.arrived(n as u64)?;
     }
     if partial.length < partial.bytes {
         let (have, all) = (partial.length, partial.bytes);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cache::{RepoCache, is_repo};
+use crate::cache::{RepoCache, below, is_repo};
 use crate::catalog::{self, Entry};
 use crate::layouts::{lacks, named, nearly, settle};
 use crate::plan::{Wanted, is_here};
@@ -148,7 +148,7 @@ fn locate_default(config: &HubConfig, role: Role) -> Result<Found> {
 fn in_cache(config: &HubConfig, role: Role, entry: &Entry) -> Option<Found> {
     let found = entry.sources.iter().flat_map(|source| {
         let snapshots = RepoCache::new(&config.cache, source.repo).snapshots(Some(source.revision));
-        snapshots.into_iter().map(|snapshot| snapshot.join(source.folder))
+        snapshots.into_iter().map(|snapshot| below(&snapshot, source.folder))
     });
     let settled: Vec<PathBuf> = found.filter_map(|folder| settle(role, &folder).ok().flatten()).collect();
     let whole = settled.iter().find(|path| lacks(role, path).is_none());
@@ -186,7 +186,7 @@ pub fn list(config: &HubConfig) -> Vec<Listing> {
 fn listing(config: &HubConfig, entry: &'static Entry) -> Listing {
     let folders = entry.sources.iter().flat_map(|source| {
         let snapshots = RepoCache::new(&config.cache, source.repo).snapshots(Some(source.revision));
-        snapshots.into_iter().map(|snapshot| snapshot.join(source.folder))
+        snapshots.into_iter().map(|snapshot| below(&snapshot, source.folder))
     });
     let counted = folders.map(|folder| {
         let there = |file: &&catalog::File| {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::cache::{RepoCache, is_commit, is_file_path, is_repo};
+use crate::cache::{RepoCache, below, is_commit, is_file_path, is_repo};
 use crate::catalog::{self, Entry};
 use crate::http::Client;
 use crate::{Error, HubConfig, Result};
@@ -85,7 +85,7 @@ impl Part {
     fn looked_up(mut self, cache: &Path) -> Part {
         self.here = self.sources.iter().find_map(|at| {
             let snapshots = RepoCache::new(cache, &at.repo).snapshots(Some(&at.revision));
-            let folders = snapshots.into_iter().map(|snapshot| snapshot.join(&at.folder));
+            let folders = snapshots.into_iter().map(|snapshot| below(&snapshot, &at.folder));
             folders.into_iter().find(|folder| self.files.iter().all(|file| is_here(folder, file)))
         });
         self.missing = match (&self.here, self.sources.first()) {
@@ -106,7 +106,7 @@ pub(crate) fn is_here(folder: &Path, file: &Wanted) -> bool {
 /// The bytes still to come of a file: large ones name their partial file by their checksum.
 fn lacking(cache: &Path, at: &At, file: &Wanted) -> u64 {
     let repo = RepoCache::new(cache, &at.repo);
-    if is_here(&repo.snapshot(&at.revision).join(&at.folder), file) {
+    if is_here(&repo.folder_at(&at.revision, &at.folder), file) {
         return 0;
     }
     let sum = file.sha256.as_deref().unwrap_or("-");
@@ -123,6 +123,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The size of all models that are not wholly here.
+    pub fn lacking(&self) -> u64 {
+        self.parts.iter().filter(|part| part.here.is_none()).map(Part::bytes).sum()
+    }
+
     /// Bytes to fetch.
     pub fn missing(&self) -> u64 {
         self.parts.iter().map(|part| part.missing).sum()

@@ -58,10 +58,16 @@ impl Meter {
         Meter { done, total, rate: 0.0, last: Instant::now(), since_last: 0 }
     }
 
-    /// Bytes arrived; a negative number takes back what turned out useless.
-    pub(crate) fn add(&mut self, bytes: i64) -> Progress {
+    /// Bytes that were here already; a negative number takes back what turned out useless.
+    pub(crate) fn here(&mut self, bytes: i64) -> Progress {
         self.done = self.done.saturating_add_signed(bytes);
-        self.since_last = self.since_last.saturating_add_signed(bytes.max(0));
+        self.arrived(0)
+    }
+
+    /// Bytes arrived, which tells how fast they do.
+    pub(crate) fn arrived(&mut self, bytes: u64) -> Progress {
+        self.done = self.done.saturating_add(bytes);
+        self.since_last = self.since_last.saturating_add(bytes);
         let passed = self.last.elapsed().as_secs_f64();
         if passed > 0.2 {
             let now = self.since_last as f64 / passed;
@@ -97,8 +103,13 @@ impl<'a> Reporter<'a> {
         self.say(Event::Note(sentence))
     }
 
-    pub(crate) fn bytes(&mut self, bytes: i64) -> Result<()> {
-        let progress = self.meter.add(bytes);
+    pub(crate) fn here(&mut self, bytes: i64) -> Result<()> {
+        let progress = self.meter.here(bytes);
+        self.say(Event::Bytes(progress))
+    }
+
+    pub(crate) fn arrived(&mut self, bytes: u64) -> Result<()> {
+        let progress = self.meter.arrived(bytes);
         self.say(Event::Bytes(progress))
     }
 }
@@ -121,9 +132,9 @@ mod tests {
         assert_eq!(human(6_938_000_000), "6.9 GB");
         assert_eq!(human(609), "609 bytes");
         let mut meter = Meter::new(10, 100);
-        meter.add(50);
-        let progress = meter.add(-50);
+        meter.arrived(50);
+        let progress = meter.here(-50);
         assert_eq!((progress.done, progress.total), (10, 100));
-        assert_eq!(meter.add(-1000).done, 0);
+        assert_eq!(meter.here(-1000).done, 0);
     }
 }

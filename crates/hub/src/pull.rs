@@ -26,16 +26,14 @@ const MARGIN: u64 = 64 << 20;
 
 /// Fetches what is lacking. `tell` hears of every step and may break off; what has arrived is kept for the next time.
 pub fn pull(config: &HubConfig, plan: &Plan, tell: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<Vec<Pulled>> {
-    let lacking = plan.parts.iter().filter(|part| part.here.is_none());
-    if let Some(part) = lacking.clone().next() {
+    if let Some(part) = plan.parts.iter().find(|part| part.here.is_none()) {
         if config.offline {
             return Err(Error::Offline { name: part.name.clone() });
         }
         room_for(&config.cache, plan.missing())?;
     }
     let client = Client::new(config)?;
-    let total = lacking.map(Part::bytes).sum();
-    let mut report = Reporter::new(Meter::new(0, total), tell);
+    let mut report = Reporter::new(Meter::new(0, plan.lacking()), tell);
     let mut pulled = Vec::new();
     for part in &plan.parts {
         let path = match &part.here {
@@ -69,11 +67,11 @@ fn pull_part(config: &HubConfig, client: &Client, part: &Part, report: &mut Repo
 
 fn pull_from(config: &HubConfig, client: &Client, part: &Part, at: &At, report: &mut Reporter) -> Result<PathBuf> {
     let cache = RepoCache::new(&config.cache, &at.repo);
-    let folder = cache.snapshot(&at.revision).join(&at.folder);
+    let folder = cache.folder_at(&at.revision, &at.folder);
     for (index, wanted) in part.files.iter().enumerate() {
         let bytes = wanted.bytes.unwrap_or(0);
         if is_here(&folder, wanted) {
-            report.bytes(bytes as i64)?;
+            report.here(bytes as i64)?;
             continue;
         }
         let file = format!("{}{}", at.folder, wanted.path);
