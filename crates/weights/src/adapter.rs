@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::folder::read_json;
+use crate::json::read_json;
 use crate::kind::describe;
 use crate::table::Weights;
 

@@ -10,10 +10,9 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Error, Quoted, Result};
-use crate::source::Source;
+use crate::json::read_json;
 use crate::table::{Entry, Weights};
 
-const LONGEST_JSON: u64 = 16 << 20;
 const MOST_SHARDS: usize = 512;
 
 /// A folder that diffusers' `save_pretrained` wrote for a whole pipeline.
@@ -112,56 +111,6 @@ pub fn config(path: &Path) -> Result<Option<Value>> {
     let names = ["config.json", "scheduler_config.json", "tokenizer_config.json"];
     let found = names.iter().map(|name| path.join(name)).find(|path| path.is_file());
     found.map(|path| read_json(&path)).transpose()
-}
-
-/// Reads a JSON file of at most 16 MiB.
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let source = Source::open(path)?;
-    if source.len() > LONGEST_JSON {
-        return Err(Error::malformed(path, "JSON", "it is longer than 16 MiB"));
-    }
-    let bytes = source.read_vec(0, source.len() as usize)?;
-    serde_json::from_slice(&without_infinities(bytes)).map_err(|e| Error::malformed(path, "JSON", format!("{e}")))
-}
-
-/// Python writes `Infinity`, `-Infinity` and `NaN` into JSON, which has no such numbers; diffusers' configuration of
-/// DPM-Solver++ holds one. They become `null`, padded to their length so that errors name the right place.
-fn without_infinities(mut bytes: Vec<u8>) -> Vec<u8> {
-    let (mut at, mut in_string) = (0, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' if in_string => at += 1,
-            b'"' => in_string = !in_string,
-            _ if in_string => {}
-            _ => {
-                let word = [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|w| bytes[at..].starts_with(w));
-                match word {
-                    // Too short for `null`, and as good as any other number that means nothing.
-                    Some(b"NaN") => bytes[at..at + 3].copy_from_slice(b"0  "),
-                    Some(word) => {
-                        bytes[at..at + word.len()].fill(b' ');
-                        bytes[at..at + 4].copy_from_slice(b"null");
-                    }
-                    None => {}
-                }
-            }
-        }
-        at += 1;
-    }
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn python_infinities_become_null() {
-        let text = br#"{"a": -Infinity, "b": Infinity, "NaN \" Infinity": [NaN, 1]}"#;
-        let value: Value = serde_json::from_slice(&without_infinities(text.to_vec())).unwrap();
-        assert_eq!(value, serde_json::json!({"a": null, "b": null, "NaN \" Infinity": [0, 1]}));
-        assert_eq!(without_infinities(b"\"\\".to_vec()), b"\"\\");
-    }
 }
 
 /// Opens the weights in a component's folder: full precision before 16 bits, safetensors before pickles.

@@ -13,6 +13,7 @@ mod dtype;
 mod error;
 mod file;
 mod folder;
+mod json;
 mod kind;
 mod layout;
 mod random;
