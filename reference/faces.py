@@ -229,7 +229,9 @@ class Detector(nn.Module):
             features.append(layer(features[-1]))
         if self.upsample:
             for i in range(len(features) - 1, 0, -1):
-                features[i - 1] = features[i - 1] + nn.functional.interpolate(features[i], scale_factor=2.0, mode="nearest")
+                # By factor, or by the other's size, which exports as a chain of Shape, Gather and Concat.
+                how = {"scale_factor": 2.0} if self.upsample == "factor" else {"size": features[i - 1].shape[2:]}
+                features[i - 1] = features[i - 1] + nn.functional.interpolate(features[i], mode="nearest", **how)
         groups = [[], [], []]
         a = self.anchors
         for feature, head in zip(features, self.heads):
@@ -316,10 +318,10 @@ def networks():
     pictures = {"face.png": np.asarray(small), "astronaut.jpg": np.asarray(Image.open(OUT / "astronaut.jpg"))}
     variants = {
         # name: detector (width, levels, anchors, keypoints, batched, upsample), fixed side, opset; recogniser
-        "plain": ((6, 3, 2, True, False, True), None, 11, (6, 112, 512, True), None),
-        "batched": ((4, 3, 2, True, True, False), None, 17, (4, 128, 512, False), None),
-        "five": ((4, 5, 1, True, False, False), None, 12, (4, 112, 256, False), None),
-        "fixed": ((6, 3, 2, True, False, True), 320, 13, (4, 112, 512, False), "mxnet"),
+        "plain": ((6, 3, 2, True, False, "factor"), None, 11, (6, 112, 512, True), None),
+        "batched": ((4, 3, 2, True, True, "size"), None, 17, (4, 128, 512, False), None),
+        "five": ((4, 5, 1, True, False, None), None, 12, (4, 112, 256, False), None),
+        "fixed": ((6, 3, 2, True, False, "size"), 320, 13, (4, 112, 512, False), "mxnet"),
     }
     rows = []
     for i, (name, (shape, fixed, opset, recogniser, style)) in enumerate(variants.items()):
@@ -332,6 +334,8 @@ def networks():
         tune(detector, detect_blob(pictures["face.png"], side), 6)
         outputs = [f"out{440 + n}" for n in range(shape[1] * (3 if shape[3] else 2))]
         export(detector, folder / ("scrfd_10g_bnkps.onnx" if name != "five" else "a_detector.onnx"), side, outputs, fixed is None, opset)
+        if name == "plain":
+            declare_outputs(folder / "scrfd_10g_bnkps.onnx", 640)
         width, aligned, size, norm = recogniser
         target = folder / ("glintr100.onnx" if name != "five" else "w600k.onnx")
         export(randomise(Recogniser(width, aligned, size, norm), 30 + i), target, aligned, ["out683"], False, opset)
@@ -347,10 +351,12 @@ def networks():
                  "embedding": numbers(f.embedding) if k < 3 else None,
                  "sha": None} for k, f in enumerate(faces)]})
             print(name, file, len(faces), [round(float(f.det_score), 3) for f in faces[:4]], file=sys.stderr)
+        if name == "plain":
+            rows.append(smaller_side(app, pictures["face.png"]))
     # Without keypoints, only boxes can be compared.
     folder = OUT / "nets" / "boxes"
     folder.mkdir(parents=True, exist_ok=True)
-    detector = randomise(Detector(4, 3, 2, False, False, False), 20)
+    detector = randomise(Detector(4, 3, 2, False, False, None), 20)
     tune(detector, detect_blob(pictures["face.png"], 640), 6)
     export(detector, folder / "det.onnx", 640, [f"out{n}" for n in range(6)], True, 11)
     from insightface.model_zoo.scrfd import SCRFD
@@ -360,6 +366,109 @@ def networks():
     boxes, _ = model.detect(cv2.cvtColor(pictures["face.png"], cv2.COLOR_RGB2BGR), input_size=(640, 640))
     rows.append({"net": "boxes", "photo": "face.png", "faces": [{"bbox": numbers(b[:4]), "kps": None, "det_score": float(b[4]), "embedding": None} for b in boxes]})
     dump("faces.json", rows)
+
+
+def declare_outputs(path, side):
+    """Fixed output shapes beside a free input size, as the published detector declares them."""
+    model = onnx.load(path)
+    for i, output in enumerate(model.graph.output):
+        stride = (8, 16, 32)[i % 3]
+        shape = ((side // stride) ** 2 * 2, (1, 4, 10)[i // 3])
+        for dim, value in zip(output.type.tensor_type.shape.dim, shape):
+            dim.ClearField("dim_param")
+            dim.dim_value = value
+    onnx.save(model, path)
+
+
+def smaller_side(app, picture):
+    """A faded picture in which nothing is found at 640 pixels, but at a smaller size."""
+    rng = np.random.default_rng(1)
+    for _ in range(3000):
+        width, height = (int(v) for v in rng.integers(40, 200, 2))
+        x, y = int(rng.integers(0, picture.shape[1] - width + 1)), int(rng.integers(0, picture.shape[0] - height + 1))
+        divisor, base = int(rng.integers(1, 6)), int(rng.integers(0, 200))
+        faded = np.minimum(picture[y:y + height, x:x + width].astype(int) // divisor + base, 255).astype(np.uint8)
+        bgr = cv2.cvtColor(faded, cv2.COLOR_RGB2BGR)
+        for side in range(640, 128, -64):
+            boxes, kps = app.det_model.detect(bgr, input_size=(side, side))
+            if len(boxes):
+                break
+        if len(boxes) and side < 640:
+            return {"net": "plain", "photo": "face.png", "crop": [x, y, width, height], "fade": [divisor, base], "side": side, "faces": [
+                {"bbox": numbers(b[:4]), "kps": numbers(k), "det_score": float(b[4])} for b, k in zip(boxes, kps)]}
+    raise SystemExit("no faded picture is found at a smaller size only")
+
+
+def hostile_networks():
+    """Files that pass for a recogniser and must be refused, each with a word of the refusal."""
+    folder = OUT / "hostile"
+    folder.mkdir(exist_ok=True)
+    rows = {}
+
+    def save(name, word, nodes, initializers=(), opset=13, domains=()):
+        graph = helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 112, 112])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], list(initializers))
+        imports = [helper.make_opsetid("", opset)] + [helper.make_opsetid(d, 1) for d in domains]
+        (folder / f"{name}.onnx").write_bytes(helper.make_model(graph, opset_imports=imports).SerializeToString())
+        rows[f"{name}.onnx"] = word
+
+    def array(name, values, kind=np.int64):
+        return numpy_helper.from_array(np.array(values, kind), name)
+
+    def external(location):
+        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+        for key, value in {"location": location, "offset": "0", "length": "16"}.items():
+            tensor.external_data.add(key=key, value=value)
+        return tensor
+
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    save("outside", "another file", [add], [external("../../../../etc/passwd")])
+    save("beside", "another file", [add], [external("weights.data")])
+    hidden = helper.make_node("Constant", [], ["w"], value=external("weights.data"))
+    save("hidden", "another file", [hidden, add])
+    save("custom", "custom operator", [helper.make_node("Run", ["x"], ["y"], domain="evil")], domains=["evil"])
+    save("unknown", "Loop", [helper.make_node("Loop", ["x"], ["y"])])
+
+    def field(number, payload):
+        size, head = len(payload), bytes([number << 3 | 2])
+        while size > 127:
+            head, size = head + bytes([size & 127 | 128]), size >> 7
+        return head + bytes([size]) + payload
+
+    # Messages in messages, deeper than any stack: graph > node > attribute > graph, and a type of types.
+    graph, kind = b"", b""
+    for _ in range(2000):
+        graph = field(1, field(4, b"If") + field(5, field(1, b"then_branch") + field(6, graph)))
+        kind = field(4, field(1, kind))
+    x = field(11, helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 112, 112]).SerializeToString())
+    y = field(12, helper.make_tensor_value_info("y", TensorProto.FLOAT, None).SerializeToString())
+    for name, word, body in (("nested", "nests a graph", graph + x + y), ("deep_type", "not tensors", x + y + field(13, field(1, b"v") + field(2, kind)))):
+        (folder / f"{name}.onnx").write_bytes(field(7, body))
+        rows[f"{name}.onnx"] = word
+    save("resize", "larger than any", [helper.make_node("Resize", ["x", "", "s"], ["y"], mode="nearest")], [array("s", [1, 1, 1e5, 1e5], np.float32)])
+    save("resize_sizes", "larger than any", [helper.make_node("Resize", ["x", "", "", "s"], ["y"], mode="nearest")], [array("s", [1, 3, 10**6, 10**6])])
+    save("upsample", "larger than any", [helper.make_node("Upsample", ["x", "s"], ["y"])], [array("s", [1, 1, 1e5, 1e5], np.float32)], opset=9)
+    save("pad", "larger than any", [helper.make_node("Pad", ["x", "p"], ["y"])], [array("p", [0, 0, 0, 0, 0, 0, 10**6, 10**6])])
+    save("conv_pad", "larger than any", [helper.make_node("Conv", ["x", "w"], ["y"], pads=[10**6] * 4)], [array("w", np.ones((1, 3, 1, 1)), np.float32)])
+    save("fill", "larger than any", [helper.make_node("ConstantOfShape", ["s"], ["y"])], [array("s", [10**6, 10**6])])
+    save("expand", "larger than any", [helper.make_node("Expand", ["x", "s"], ["y"])], [array("s", [10**6, 3, 112, 112])])
+    save("outer", "larger than any", [
+        helper.make_node("Reshape", ["x", "a"], ["row"]), helper.make_node("Reshape", ["x", "b"], ["column"]),
+        helper.make_node("Add", ["row", "column"], ["y"])], [array("a", [1, -1]), array("b", [-1, 1])])
+    save("slow", "multiplications", [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[50] * 4), helper.make_node("ConstantOfShape", ["s"], ["big"]),
+        helper.make_node("Conv", ["a", "big"], ["y"], pads=[100] * 4)],
+        [array("w", np.ones((8, 3, 1, 1)), np.float32), array("s", [1000, 8, 100, 100])])
+    save("tile", "none that face networks use", [helper.make_node("Tile", ["x", "s"], ["y"])], [array("s", [1, 1, 10**5, 10**5])])
+    save("missing_weight", "", [helper.make_node("Conv", ["x", "w"], ["y"])])
+    save("zero", "is zero", [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Slice", ["f", "a", "b", "c"], ["g"]),
+                             helper.make_node("Mul", ["g", "z"], ["y"])],
+         [array("a", [0]), array("b", [512]), array("c", [1]), array("z", 0, np.float32)])
+    save("nan", "not finite", [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Slice", ["f", "a", "b", "c"], ["g"]),
+                               helper.make_node("Mul", ["g", "z"], ["y"])],
+         [array("a", [0]), array("b", [512]), array("c", [1]), array("z", np.nan, np.float32)])
+    dump("hostile.json", rows)
 
 
 def like_mxnet(path):
@@ -396,6 +505,7 @@ def main():
     dump("resample.json", resample_rows() | {"working": working_size_rows()})
     photo_rows()
     identities()
+    hostile_networks()
     networks()
 
 

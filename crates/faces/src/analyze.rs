@@ -66,10 +66,10 @@ impl Analysis {
     pub fn choose(&self, index: Option<usize>) -> Result<(&Face, Option<String>)> {
         let refuse = |reason: String| Error::Face { name: self.name.clone(), reason };
         if self.faces.is_empty() {
-            let why = self.notices.last().map_or(String::new(), |n| format!(" ({n})"));
-            return Err(refuse(format!(
-                "no face was found{why}; a photo needs one that is well lit and seen from the front"
-            )));
+            return Err(refuse(match self.notices.last() {
+                Some(why) => format!("no face can be used: {why}"),
+                None => "no face was found; a photo needs one that is well lit and seen from the front".into(),
+            }));
         }
         let at = index.unwrap_or(0);
         let count = self.faces.len();
@@ -159,6 +159,27 @@ impl FaceAnalyzer {
             (None, _) => Err({ missing }("detector (an SCRFD .onnx with 6, 9, 10 or 15 outputs)")),
             (_, None) => Err({ missing }("recogniser (an ArcFace .onnx with one square input and one output)")),
         }
+    }
+
+    /// Makes an analyzer of two networks in memory: an SCRFD and an ArcFace file.
+    pub fn from_bytes(detector: Vec<u8>, recogniser: Vec<u8>) -> Result<FaceAnalyzer> {
+        let detector = Network::parse("detector", detector)?;
+        let recogniser = Network::parse("recogniser", recogniser)?;
+        for (network, role) in [(&detector, Role::Detector), (&recogniser, Role::Recogniser)] {
+            if network.role != role {
+                return Err(Error::Model {
+                    name: network.name.clone(),
+                    reason: format!("is no {role:?} network by its inputs and outputs"),
+                });
+            }
+        }
+        Ok(FaceAnalyzer {
+            recogniser_hash: recogniser.sha256(),
+            detector: Scrfd::load(detector)?,
+            recogniser: ArcFace::load(recogniser)?,
+            detector_path: PathBuf::from("detector"),
+            recogniser_path: PathBuf::from("recogniser"),
+        })
     }
 
     /// The files in use: detector, recogniser.

@@ -73,8 +73,11 @@ impl FaceAnalyzer {
     }
 }
 
+/// An identity that was read, with sentences for the user, or why it was not.
+pub type Read = Result<(Identity, Vec<String>)>;
+
 /// Averages identities that were read, or failed to be.
-pub fn average(read: Vec<(String, Result<(Identity, Vec<String>)>)>) -> Result<Averaged> {
+pub fn average(read: Vec<(String, Read)>) -> Result<Averaged> {
     let mut reports = Vec::new();
     let mut used: Vec<(usize, Identity)> = Vec::new();
     let single = read.len() == 1;

@@ -78,7 +78,7 @@ pub(crate) fn check_embedding(embedding: &[f32]) -> std::result::Result<(), Stri
 /// The face turned upright and scaled so that its five points meet the template.
 pub fn align(picture: &RgbImage, kps: &Keypoints, side: u32) -> Result<RgbImage> {
     crate::check_keypoints(kps)?;
-    let (ratio, shift) = if side % 112 == 0 {
+    let (ratio, shift) = if side.is_multiple_of(112) {
         (side as f32 / 112.0, 0.0)
     } else {
         let ratio = side as f32 / 128.0;

@@ -26,7 +26,7 @@ mod preview;
 mod raster;
 
 pub use analyze::{Analysis, Face, FaceAnalyzer, MIN_FACE};
-pub use average::{Averaged, SAME_PERSON, SourceReport, average};
+pub use average::{Averaged, Read, SAME_PERSON, SourceReport, average};
 pub use detect::{DETECTION_SIDE, Detection, Detections, Scrfd};
 pub use embed::{ArcFace, align, cosine};
 pub use error::{Error, Result};

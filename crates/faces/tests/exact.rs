@@ -93,7 +93,7 @@ fn template(side: u32) -> [[f64; 2]; 5] {
     let points =
         [[38.2946f32, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]];
     let (ratio, shift) =
-        if side % 112 == 0 { (side as f32 / 112.0, 0.0) } else { (side as f32 / 128.0, side as f32 / 16.0) };
+        if side.is_multiple_of(112) { (side as f32 / 112.0, 0.0) } else { (side as f32 / 128.0, side as f32 / 16.0) };
     points.map(|[x, y]| [f64::from(x * ratio + shift), f64::from(y * ratio)])
 }
 

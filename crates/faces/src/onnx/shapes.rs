@@ -47,16 +47,10 @@ pub(crate) fn check(graph: &Graph, input: [usize; 4]) -> Refusal<()> {
         let inputs: Vec<Known> =
             node.inputs.iter().map(|name| known.get(name.as_str()).cloned().unwrap_or_default()).collect();
         let named = |reason: String| {
-            format!("cannot run at its node `{}` ({}): {reason}", super::clean(&node.name), super::clean(&node.op))
+            format!("cannot run at its node `{}` ({}): {reason}", super::clean(called(node)), super::clean(&node.op))
         };
         let outputs = infer(node, &inputs, graph.opset).map_err(named)?;
-        products += cost(node, &inputs, &outputs);
-        if products > MAX_PRODUCTS {
-            return Err(format!(
-                "needs more than {} G multiplications for a picture; face networks need a fiftieth of that",
-                MAX_PRODUCTS / 1_000_000_000
-            ));
-        }
+        let work = cost(node, &inputs, &outputs);
         for (name, value) in node.outputs.iter().zip(outputs) {
             if let Some(shape) = &value.shape {
                 let size = elements(shape);
@@ -67,8 +61,23 @@ pub(crate) fn check(graph: &Graph, input: [usize; 4]) -> Refusal<()> {
             }
             known.insert(name, value);
         }
+        products = products.saturating_add(work);
+        if products > MAX_PRODUCTS {
+            return Err(format!(
+                "needs more than {} G multiplications for a picture; face networks need a fiftieth of that",
+                MAX_PRODUCTS / 1_000_000_000
+            ));
+        }
     }
     Ok(())
+}
+
+/// A node's name, or its first output's where it has none.
+fn called(node: &Node) -> &str {
+    match (node.name.as_str(), node.outputs.first()) {
+        ("", Some(output)) => output,
+        (name, _) => name,
+    }
 }
 
 fn elements(shape: &[usize]) -> u128 {
@@ -259,7 +268,7 @@ fn constant_value(node: &Node) -> Known {
 fn sizes(values: &[f64]) -> Refusal<Vec<usize>> {
     values
         .iter()
-        .map(|&v| (v >= 0.0 && v <= 1e12).then_some(v as usize).ok_or_else(|| format!("{v} is no size")))
+        .map(|&v| (0.0..=1e12).contains(&v).then_some(v as usize).ok_or_else(|| format!("{v} is no size")))
         .collect()
 }
 
