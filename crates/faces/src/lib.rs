@@ -1,6 +1,15 @@
 //! From a photo to a face: reading pictures, finding faces (SCRFD), telling who it is (ArcFace),
 //! drawing the keypoints that InstantID's IdentityNet is conditioned on, and keeping identities.
 //!
+//! [`FaceAnalyzer::open`] takes an antelopev2 folder; [`FaceAnalyzer::analyze`] gives a [`Photo`]'s
+//! faces, the largest first (that is also the order of `--face-index`, from 0, since InstantID takes
+//! the largest); [`FaceAnalyzer::average`] makes one [`Identity`] of several pictures.
+//!
+//! Pixels follow the reference libraries to the byte: JPEGs as libjpeg-turbo decodes them, resizing
+//! for detection and the affine warp as OpenCV 5, photos' working size as Pillow. (OpenCV 4 warped in
+//! 5-bit fixed point; most pixels of an aligned face then differ by a level or two.) Colour profiles
+//! are ignored, as the reference ignores them.
+//!
 //! The modules stand in the order in which data flows.
 
 mod error;

@@ -1,5 +1,6 @@
 //! Face networks from ONNX files: told apart by their graphs, checked before they run, run by rten.
 
+mod rules;
 mod shapes;
 mod wire;
 
@@ -104,7 +105,7 @@ impl Network {
         if self.graph.inputs.len() != 1 {
             return Err(refuse(format!("has {} inputs; a face network has one", self.graph.inputs.len())));
         }
-        shapes::check(&self.graph, [1, 3, height, width]).map_err(refuse)?;
+        check(&self.graph, [1, 3, height, width]).map_err(refuse)?;
         let bytes = self.bytes;
         let model = catch_unwind(AssertUnwindSafe(|| ModelOptions::with_all_ops().load(bytes)))
             .map_err(|_| refuse("is damaged: its graph cannot be built".into()))?
@@ -120,7 +121,7 @@ impl Runner {
     /// Runs one picture, `[1, 3, height, width]` in `data`, and returns all outputs.
     pub(crate) fn run(&self, data: Vec<f32>, width: usize, height: usize) -> Result<Vec<Output>> {
         let refuse = |reason: String| Error::Model { name: self.name.clone(), reason };
-        shapes::check(&self.graph, [1, 3, height, width]).map_err(refuse)?;
+        check(&self.graph, [1, 3, height, width]).map_err(refuse)?;
         let input = Value::from_shape([1, 3, height, width], data).map_err(|e| refuse(format!("cannot run: {e}")))?;
         let run = || self.model.run(vec![(self.input, input.into())], &self.outputs, None);
         let values = catch_unwind(AssertUnwindSafe(run))
@@ -140,6 +141,12 @@ impl Runner {
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// The check reads hostile numbers; should it ever stumble, that is a refusal too.
+fn check(graph: &wire::Graph, input: [usize; 4]) -> wire::Refusal<()> {
+    catch_unwind(AssertUnwindSafe(|| shapes::check(graph, input)))
+        .unwrap_or_else(|_| Err("is damaged: its shapes contradict one another".into()))
 }
 
 /// Names from files go into messages without control characters and not at any length.
