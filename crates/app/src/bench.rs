@@ -29,7 +29,10 @@ fn step(args: &StepArgs) -> Result<(), Fault> {
         return output::json(&object);
     }
     output::line(&format!("{} at {}x{}, {} on {}", found.config, size.0, size.1, found.precision, found.device))?;
-    output::line(&format!("step          {:10.0} ms (first {:.0} ms, loading {:.0} ms)", found.step_ms, found.first_step_ms, found.load_ms))?;
+    output::line(&format!(
+        "step          {:10.0} ms (first {:.0} ms, loading {:.0} ms)",
+        found.step_ms, found.first_step_ms, found.load_ms
+    ))?;
     output::line(&format!(
         "work          {:10.3} TFLOP: {:.3} TFLOP/s, {:.0} % of the {:.3} that the arithmetic units gave",
         found.step_tflop,

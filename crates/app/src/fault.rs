@@ -44,3 +44,12 @@ impl From<faces::Error> for Fault {
         }
     }
 }
+
+impl From<engine::Error> for Fault {
+    fn from(error: engine::Error) -> Fault {
+        match error.is_user_fault() {
+            true => Fault::Given(error.to_string()),
+            false => Fault::Here(error.to_string()),
+        }
+    }
+}

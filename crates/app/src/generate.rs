@@ -31,7 +31,6 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Fault> {
 
 fn request(args: &GenerateArgs, config: &HubConfig) -> Result<Request, Fault> {
     let mut request = Request::new(args.prompt.clone(), ModelPaths::default());
-    let or = |given: Option<f32>, default: f32| given.unwrap_or(default);
     request.negative = args.negative.clone();
     request.plain_prompt = args.plain_prompt;
     request.faces = args.face.clone();
@@ -41,12 +40,12 @@ fn request(args: &GenerateArgs, config: &HubConfig) -> Result<Request, Fault> {
         (None, Some(path)) => Some(Pose::Map(path.clone())),
         (None, None) => None,
     };
-    request.identitynet_scale = or(args.identitynet_scale, request.identitynet_scale);
-    request.ip_adapter_scale = or(args.ip_adapter_scale, request.ip_adapter_scale);
-    request.identitynet_start = args.identitynet_start.map_or(request.identitynet_start, decimal);
-    request.identitynet_end = args.identitynet_end.map_or(request.identitynet_end, decimal);
+    request.identitynet_scale = args.identitynet_scale.unwrap_or(request.identitynet_scale);
+    request.ip_adapter_scale = args.ip_adapter_scale.unwrap_or(request.ip_adapter_scale);
+    request.identitynet_start = args.identitynet_start.unwrap_or(request.identitynet_start);
+    request.identitynet_end = args.identitynet_end.unwrap_or(request.identitynet_end);
     request.steps = args.steps.unwrap_or(request.steps);
-    request.guidance = or(args.guidance, request.guidance);
+    request.guidance = args.guidance.unwrap_or(request.guidance);
     request.sampler = args.sampler.clone();
     let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
     request.size = args.size.map(|size| (side(size.width), side(size.height)));
@@ -61,11 +60,6 @@ fn request(args: &GenerateArgs, config: &HubConfig) -> Result<Request, Fault> {
     request.models = model_paths(args, config, &request)?;
     request.digest_cache = config.models.as_ref().and_then(|m| Some(m.parent()?.join("digests.json")));
     Ok(request)
-}
-
-/// The number that was written: 0.8 as an f64, not the nearest f32's.
-fn decimal(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 pub(crate) fn device(arg: Option<DeviceArg>) -> DeviceChoice {

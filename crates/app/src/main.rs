@@ -1,8 +1,10 @@
 //! The program `sameface`: reads the command line, calls the crates that do the work, and says what came of it.
 
+mod bench;
 mod cli;
 mod faces;
 mod fault;
+mod generate;
 mod models;
 mod output;
 mod threads;
@@ -28,7 +30,9 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), Fault> {
     match &cli.command {
+        Command::Generate(args) => generate::run(args),
         Command::Faces(args) => faces::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),
     }
 }

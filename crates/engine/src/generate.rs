@@ -170,11 +170,11 @@ impl Networks {
         subject: Option<&Subject>,
     ) -> Result<Networks> {
         let scales = plan.identity.as_ref().map_or((0.0, 0.0), |id| (id.identitynet_scale, id.ip_adapter_scale));
-        let (identitynet_scale, ip_adapter_scale) = scales;
+        let (identitynet_scale, ip_adapter_scale) = (scales.0 as f32, scales.1 as f32);
         let with_branch = ip_adapter_scale != 0.0;
         let unet = stack.unet(plan.compute, with_branch)?;
         let mut context = unet.context(&text.tokens, identity.filter(|_| with_branch), text.added.as_ref())?;
-        unet.set_guidance(&mut context, plan.guidance)?;
+        unet.set_guidance(&mut context, plan.guidance as f32)?;
         let identitynet = match (identity, subject) {
             (Some(tokens), Some(subject)) if identitynet_scale != 0.0 => match stack.identitynet(plan.compute)? {
                 Some(net) => {
@@ -212,7 +212,7 @@ impl Networks {
         }
         // negative + guidance * (positive - negative), Ho and Salimans 2022
         let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
-        Ok(ops::combine(&[(1.0 - plan.guidance, &negative), (plan.guidance, &positive)])?)
+        Ok(ops::combine(&[((1.0 - plan.guidance) as f32, &negative), (plan.guidance as f32, &positive)])?)
     }
 }
 

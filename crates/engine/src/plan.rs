@@ -37,7 +37,7 @@ pub struct Plan {
     /// Denoising steps.
     pub steps: usize,
     /// Guidance; 1 means off.
-    pub guidance: f32,
+    pub guidance: f64,
     /// Canonical name of the sampler.
     pub sampler: &'static str,
     /// Its name in the A1111 web UI.
@@ -71,9 +71,9 @@ pub(crate) struct Compute {
 #[derive(Debug, Clone, Serialize)]
 pub struct IdentityPlan {
     /// Weight of IdentityNet's residuals.
-    pub identitynet_scale: f32,
+    pub identitynet_scale: f64,
     /// Weight of the identity branch of cross-attention.
-    pub ip_adapter_scale: f32,
+    pub ip_adapter_scale: f64,
     /// Share of the steps before which IdentityNet rests.
     pub identitynet_start: f64,
     /// Share of the steps after which IdentityNet rests.

@@ -81,9 +81,9 @@ pub struct Request {
     /// The files of the stack.
     pub models: ModelPaths,
     /// Weight of IdentityNet's residuals.
-    pub identitynet_scale: f32,
+    pub identitynet_scale: f64,
     /// Weight of the identity branch of cross-attention.
-    pub ip_adapter_scale: f32,
+    pub ip_adapter_scale: f64,
     /// Share of the steps before which IdentityNet rests.
     pub identitynet_start: f64,
     /// Share of the steps after which IdentityNet rests.
@@ -91,7 +91,7 @@ pub struct Request {
     /// Denoising steps.
     pub steps: usize,
     /// Classifier-free guidance; 1 or less switches it off.
-    pub guidance: f32,
+    pub guidance: f64,
     /// A sampler's name; by default what the model's scheduler says.
     pub sampler: Option<String>,
     /// Width and height in pixels; by default the size the model was made for.

@@ -37,6 +37,12 @@ impl Schedule {
         }
         let alphas_cumprod = alphas_cumprod(&settings, sampler.kind);
         let (timesteps, sigmas) = lay_out(&settings, sampler, &alphas_cumprod, steps)?;
+        if !alphas_cumprod.iter().chain(&sigmas).all(|v| v.is_finite()) {
+            return Error::refused(
+                "the betas of the scheduler's settings leave nothing of the picture, or all of it; \
+                 they should grow from about 0.001 to about 0.02",
+            );
+        }
         let sampler = Sampler { karras: settings.curve == Curve::Karras, ..sampler };
         Ok(Schedule { settings, sampler, timesteps, sigmas, alphas_cumprod, eta: 0.0 })
     }
@@ -113,6 +119,12 @@ fn lay_out(s: &Settings, sampler: Sampler, alphas_cumprod: &[f32], steps: usize)
         Kind::UniPc => multistep_timesteps(s, s.train_steps, steps),
         _ => single_step_timesteps(s, steps, sampler.kind == Kind::Ddim),
     };
+    if exact.is_empty() {
+        return Error::refused(format!(
+            "the scheduler's `lambda_min_clipped` {} leaves no timestep; -5.1 is usual with the cosine schedule",
+            s.lambda_min
+        ));
+    }
     if let Some(bad) = exact.iter().find(|t| !(0.0..s.train_steps as f64).contains(*t)) {
         return Error::refused(format!(
             "with {steps} steps and the scheduler's `steps_offset` {} a step falls on timestep {bad}; \

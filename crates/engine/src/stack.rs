@@ -119,7 +119,12 @@ impl Stack {
         };
         let vae_config = match &vae.config {
             Some(json) => VaeConfig::from_json(json)?,
-            None => VaeConfig::infer(&vae.weights.root())?,
+            None => {
+                // The two families' autoencoders have the same shapes and differ in this number.
+                let published =
+                    if unet_config.encoder.addition.is_some() { VaeConfig::sdxl() } else { VaeConfig::sd15() };
+                VaeConfig { scaling_factor: published.scaling_factor, ..VaeConfig::infer(&vae.weights.root())? }
+            }
         };
         if text.is_empty() {
             return Error::refused("the model has no text encoder; Stable Diffusion 1.5 has one and SDXL two");

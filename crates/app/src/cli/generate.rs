@@ -34,19 +34,19 @@ pub(crate) struct GenerateArgs {
 
     /// How strongly the IdentityNet, which holds face shape and place, acts; 0 switches it off. [default: 0.8]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
-    pub(crate) identitynet_scale: Option<f32>,
+    pub(crate) identitynet_scale: Option<f64>,
 
     /// How strongly the adapter, which holds likeness, acts; 0 switches it off. [default: 0.8]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
-    pub(crate) ip_adapter_scale: Option<f32>,
+    pub(crate) ip_adapter_scale: Option<f64>,
 
     /// The IdentityNet acts from this part of the steps on: 0 is the first, 1 the end. [default: 0]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
-    pub(crate) identitynet_start: Option<f32>,
+    pub(crate) identitynet_start: Option<f64>,
 
     /// The IdentityNet acts until this part of the steps. [default: 1]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
-    pub(crate) identitynet_end: Option<f32>,
+    pub(crate) identitynet_end: Option<f64>,
 
     /// What the picture shall not show.
     #[arg(long, value_name = "TEXT", help_heading = "The picture")]
@@ -66,7 +66,7 @@ pub(crate) struct GenerateArgs {
 
     /// How closely the prompt is followed; 1 switches guidance off and halves the work. [default: 5]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The picture")]
-    pub(crate) guidance: Option<f32>,
+    pub(crate) guidance: Option<f64>,
 
     /// euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, unipc or lcm. [default: the one in the model's
     /// scheduler_config.json]
@@ -89,6 +89,11 @@ pub(crate) struct GenerateArgs {
     /// [default: what is found]
     #[arg(long, value_name = "FOLDER|FILE|NAME", help_heading = "The models")]
     pub(crate) model: Option<String>,
+
+    /// For a single file: a diffusers folder whose config.json files say what tensors cannot, such as the number of
+    /// attention heads and the scheduler. [default: what SDXL was published with]
+    #[arg(long, value_name = "FOLDER", help_heading = "The models")]
+    pub(crate) model_config: Option<PathBuf>,
 
     /// The ControlNet of InstantID: a folder with config.json, or a file. [default: what is found]
     #[arg(long, value_name = "FOLDER|FILE", help_heading = "The models")]

@@ -1,24 +1,18 @@
 //! The command line as it is written and explained. Nothing here decides: an option that was not given stays `None`,
 //! and its default, which the help names, is the plan's.
 
-#[allow(dead_code)]
 mod bench;
 mod faces;
-#[allow(dead_code)]
 mod generate;
 mod models;
-#[allow(dead_code)]
 mod values;
 
 use clap::{Parser, Subcommand};
 
-#[allow(unused_imports)]
 pub(crate) use bench::{BenchArgs, BenchCommand, StepArgs};
 pub(crate) use faces::FacesArgs;
-#[allow(unused_imports)]
 pub(crate) use generate::GenerateArgs;
 pub(crate) use models::{ModelsArgs, ModelsCommand, PullArgs};
-#[allow(unused_imports)]
 pub(crate) use values::{DeviceArg, PrecisionArg, RngArg, SizeArg};
 
 /// Generates pictures of a person from one photo of their face.
@@ -49,8 +43,12 @@ An error is one sentence on stderr; with --json stdout holds {\"error\": \"...\"
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Make pictures of a person in a scene that a prompt describes.
+    Generate(Box<GenerateArgs>),
     /// Find the faces in photos: boxes, keypoints and identity embeddings.
     Faces(FacesArgs),
     /// Find, list and bring model files.
     Models(ModelsArgs),
+    /// Measure how fast this machine is.
+    Bench(BenchArgs),
 }

@@ -71,9 +71,9 @@ impl FromStr for SizeArg {
 }
 
 /// A number with a value: neither NaN nor infinite.
-pub(crate) fn finite(text: &str) -> Result<f32, String> {
-    match text.trim().parse::<f32>() {
-        Ok(number) if number.is_finite() => Ok(number),
+pub(crate) fn finite(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(number) if (number as f32).is_finite() => Ok(number),
         _ => Err("it must be a number such as 0.8".to_string()),
     }
 }

@@ -157,7 +157,10 @@ impl Settings {
             } else {
                 None
             },
-            original_steps: keys.whole("original_inference_steps", 50, 1..=train_steps as u64)?,
+            original_steps: match kind {
+                Kind::Lcm => keys.whole("original_inference_steps", 50, 1..=train_steps as u64)?,
+                _ => train_steps,
+            },
             timestep_scaling: keys.positive("timestep_scaling")?.unwrap_or(10.0),
             solver: keys.solver(kind)?,
         })
@@ -187,7 +190,7 @@ impl Keys<'_> {
 
     fn whole(&self, key: &str, default: usize, range: std::ops::RangeInclusive<u64>) -> Result<usize> {
         match &self.0[key] {
-            Value::Null => Ok(default),
+            Value::Null if range.contains(&(default as u64)) => Ok(default),
             value => match value.as_u64().filter(|n| range.contains(n)) {
                 Some(n) => Ok(n as usize),
                 None => self.refuse(key, &format!("a whole number from {} to {}", range.start(), range.end())),

@@ -1,0 +1,71 @@
+//! Where pictures go: a file, or numbered names in a folder; nothing that exists is overwritten.
+
+use crate::files::{create_new, write_atomically};
+use crate::generate::Picture;
+use crate::plan::Plan;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// More names than anybody keeps in a folder.
+const MOST_NAMES: u32 = 1_000_000;
+
+/// The place for the pictures of one request.
+#[derive(Debug, Clone)]
+pub struct Target {
+    folder: PathBuf,
+    stem: String,
+    /// Whether the very first name goes without a number.
+    plain_first: bool,
+}
+
+impl Target {
+    /// `path` is a folder, which may have still to be made, or a name that ends in `.png`.
+    ///
+    /// # Errors
+    /// Another ending.
+    pub fn new(path: &Path) -> Result<Target> {
+        let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+        match ending.as_deref() {
+            Some("png") if !path.is_dir() => Ok(Target {
+                folder: path.parent().map(Path::to_path_buf).unwrap_or_default(),
+                stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+                plain_first: true,
+            }),
+            None => Ok(Target { folder: path.to_path_buf(), stem: "sameface".into(), plain_first: false }),
+            Some(_) if path.is_dir() => {
+                Ok(Target { folder: path.to_path_buf(), stem: "sameface".into(), plain_first: false })
+            }
+            Some(other) => Error::refused(format!(
+                "-o {}: pictures are written as .png, not .{other}; name a .png file or a folder",
+                path.display()
+            )),
+        }
+    }
+
+    /// Writes a picture with its record, under the first name that is free.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, picture: &Picture, plan: &Plan) -> Result<PathBuf> {
+        let bytes = plan.png(picture)?;
+        let first = u32::from(!self.plain_first);
+        for number in first..MOST_NAMES {
+            let name = match number {
+                0 => format!("{}.png", self.stem),
+                n => format!("{}-{n:04}.png", self.stem),
+            };
+            let path = self.folder.join(name);
+            // Claimed before it is written, so that two programs at once never take one name.
+            if create_new(&path)? {
+                return write_atomically(&path, &bytes).map(|()| path.clone()).inspect_err(|_| {
+                    let _ = std::fs::remove_file(&path);
+                });
+            }
+        }
+        Error::refused(format!(
+            "{} holds {MOST_NAMES} pictures named {}; choose another name",
+            self.folder.display(),
+            self.stem
+        ))
+    }
+}
