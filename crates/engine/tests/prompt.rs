@@ -64,6 +64,39 @@ fn broken_tokenizer_folders_are_refused_by_name() {
     }
 }
 
+/// Files with bytes changed end in a refusal or in a tokenizer that works, never in a panic.
+#[test]
+fn damaged_tokenizer_files_never_panic() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers");
+    let folder = tempfile::tempdir().unwrap();
+    let mut generator = tensor::random::TorchCpu::new(3);
+    let mut pick = |n: usize| ((generator.randn(1)[0].abs() * 1e6) as usize) % n;
+    for name in ["new_other", "old_pad"] {
+        let files: Vec<(String, Vec<u8>)> = std::fs::read_dir(source.join(name))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
+            .filter(|(file, _)| file != "expected.json")
+            .collect();
+        for _ in 0..100 {
+            for (file, bytes) in &files {
+                let mut bytes = bytes.clone();
+                for _ in 0..pick(4) {
+                    let place = pick(bytes.len());
+                    bytes[place] = b"\"{}[]:,0159 ax<>\\\n\x00\xff"[pick(20)];
+                }
+                bytes.truncate(if pick(20) == 0 { pick(bytes.len()) } else { bytes.len() });
+                std::fs::write(folder.path().join(file), bytes).unwrap();
+            }
+            if let Ok(tokenizer) = Tokenizer::open(folder.path()) {
+                let pieces = weighting::parse("low, (newest:1.2) <w> ! é", Syntax::Weighted).unwrap();
+                assert!(!Chunks::new(&tokenizer, &pieces).is_empty());
+            }
+        }
+        files.iter().for_each(|(file, _)| std::fs::remove_file(folder.path().join(file)).unwrap());
+    }
+}
+
 fn text(text: &str, weight: f32) -> Piece {
     Piece::Text(text.into(), weight)
 }

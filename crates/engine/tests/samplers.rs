@@ -159,6 +159,20 @@ fn what_is_not_supported_is_refused_by_name_and_value() {
         ("dpmpp_2m", json!({ "timestep_spacing": "leading" }), 1000, "the same noise level; use fewer steps"),
         ("unipc", json!({ "predict_x0": false }), 5, "`predict_x0` is false"),
         ("unipc", json!({ "disable_corrector": "all" }), 5, "`disable_corrector` is \"all\""),
+        (
+            "dpmpp_2m",
+            json!({ "timestep_spacing": "trailing", "lambda_min_clipped": 99 }),
+            5,
+            "`lambda_min_clipped` 99 leaves no",
+        ),
+        ("euler", json!({ "beta_start": 0, "beta_end": 0, "rescale_betas_zero_snr": true }), 5, "the betas"),
+        ("euler", json!({ "beta_start": 0.999, "beta_end": 0.999 }), 5, "the betas"),
+        (
+            "lcm",
+            json!({ "num_train_timesteps": 30 }),
+            5,
+            "`original_inference_steps` is null; supported: a whole number from 1 to 30",
+        ),
         ("euler", json!({}), 0, "0 steps were asked for; euler takes 1 to 1000"),
         ("euler", json!({}), 1_000_000_000, "euler takes 1 to 1000"),
         ("lcm", json!({}), 51, "51 steps were asked for; lcm takes 1 to 50"),
@@ -194,7 +208,7 @@ fn steps_are_told_and_can_be_broken_off() {
 fn any_number_of_steps_gives_a_schedule_or_a_sentence() {
     for spacing in ["leading", "linspace", "trailing"] {
         for entry in SAMPLERS {
-            for steps in 1..=1000 {
+            for steps in (1..=70).chain([99, 121, 122, 206, 250, 333, 500, 501, 998, 999, 1000]) {
                 let settings = json!({ "timestep_spacing": spacing, "beta_schedule": "scaled_linear" });
                 if let Ok(schedule) = Schedule::new(&settings, entry.sampler, steps) {
                     assert_eq!(schedule.len(), steps, "{} {spacing}", entry.name);
@@ -203,4 +217,80 @@ fn any_number_of_steps_gives_a_schedule_or_a_sentence() {
             }
         }
     }
+}
+
+/// Settings that a hostile file could hold end in a refusal or in numbers, never in a panic.
+#[test]
+fn settings_at_random_never_panic() {
+    let mut generator = TorchCpu::new(1);
+    let mut pick = |n: usize| ((generator.randn(1)[0].abs() * 1e4) as usize) % n;
+    let values = [
+        json!(null),
+        json!(true),
+        json!(false),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(3),
+        json!(0.5),
+        json!(1e300),
+        json!("x"),
+        json!("trailing"),
+        json!("leading"),
+        json!("v_prediction"),
+        json!("sample"),
+        json!("squaredcos_cap_v2"),
+        json!([0, 1]),
+        json!({}),
+        json!("sde-dpmsolver++"),
+        json!("heun"),
+        json!("bh1"),
+        json!("sigma_min"),
+        json!("log_linear"),
+        json!(999),
+        json!(0.9999),
+    ];
+    let keys = [
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "prediction_type",
+        "timestep_spacing",
+        "steps_offset",
+        "rescale_betas_zero_snr",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_lu_lambdas",
+        "sigma_min",
+        "sigma_max",
+        "final_sigmas_type",
+        "solver_order",
+        "solver_type",
+        "algorithm_type",
+        "lower_order_final",
+        "euler_at_final",
+        "lambda_min_clipped",
+        "set_alpha_to_one",
+        "clip_sample",
+        "clip_sample_range",
+        "original_inference_steps",
+        "timestep_scaling",
+        "interpolation_type",
+        "timestep_type",
+        "disable_corrector",
+    ];
+    let mut ran = 0;
+    for _ in 0..3000 {
+        let mut settings = json!({});
+        for _ in 0..1 + pick(3) {
+            settings[keys[pick(keys.len())]] = values[pick(values.len())].clone();
+        }
+        let sampler = SAMPLERS[pick(SAMPLERS.len())].sampler;
+        if let Ok(schedule) = Schedule::new(&settings, sampler, 1 + pick(20)) {
+            ran += usize::from(run(&schedule, &mut go_on).is_ok());
+        }
+    }
+    assert!(ran > 500, "{ran} of 3000 settings were possible");
 }
