@@ -1,6 +1,6 @@
 //! Where pictures go: a file, or numbered names in a folder; nothing that exists is overwritten.
 
-use crate::files::{create_new, write_atomically};
+use crate::files::write_new;
 use crate::generate::Picture;
 use crate::plan::Plan;
 use crate::{Error, Result};
@@ -55,11 +55,8 @@ impl Target {
                 n => format!("{}-{n:04}.png", self.stem),
             };
             let path = self.folder.join(name);
-            // Claimed before it is written, so that two programs at once never take one name.
-            if create_new(&path)? {
-                return write_atomically(&path, &bytes).map(|()| path.clone()).inspect_err(|_| {
-                    let _ = std::fs::remove_file(&path);
-                });
+            if !path.exists() && write_new(&path, &bytes)? {
+                return Ok(path);
             }
         }
         Error::refused(format!(

@@ -224,3 +224,28 @@ fn what_cannot_be_used_is_refused_by_name() {
         }
     }
 }
+
+#[test]
+fn pictures_are_saved_beside_what_is_there_and_carry_their_record() {
+    let (mut request, _) = first();
+    request.prompt = "ein Bär, (rot:1.2)".into();
+    let output = run(&request);
+    let folder = tempfile::tempdir().unwrap();
+    let target = engine::Target::new(&folder.path().join("ada.png")).unwrap();
+    let save = || target.save(&output.pictures[0], &output.plan).unwrap();
+    let (first, second) = (save(), save());
+    assert!(first.ends_with("ada.png") && second.ends_with("ada-0001.png"), "{second:?}");
+    let bytes = std::fs::read(&second).unwrap();
+    assert_eq!(bytes, std::fs::read(&first).unwrap());
+    let texts = engine::metadata::read_texts(&bytes).unwrap();
+    let text = |key: &str| &texts.iter().find(|(k, _)| k == key).unwrap().1;
+    let parameters = engine::metadata::Parameters::parse(text("parameters"));
+    assert_eq!(parameters.prompt, request.prompt);
+    assert_eq!(parameters.get("Seed"), Some("42"));
+    assert_eq!(parameters.get("Size"), Some("64x64"));
+    let plan: Value = serde_json::from_str(text("sameface")).unwrap();
+    assert_eq!(plan["identity"]["ip_adapter_scale"], 0.8);
+    let digest = plan["models"]["model"]["sha256"]["unet/diffusion_pytorch_model.safetensors"].as_str().unwrap();
+    assert_eq!(parameters.get("Model hash"), Some(&digest[..10]));
+    assert!(engine::Target::new(Path::new("picture.gif")).unwrap_err().to_string().contains(".gif"));
+}
