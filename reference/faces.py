@@ -106,7 +106,9 @@ def keypoint_rows():
 def resample_rows():
     rows = {"resize": [], "warp": [], "pillow": [], "lanczos": []}
     sizes = [(64, 48, 80, 60), (97, 61, 40, 33), (50, 80, 400, 640), (128, 128, 64, 64), (33, 200, 105, 640),
-             (200, 120, 1, 1), (1, 7, 20, 30), (31, 31, 31, 90), (210, 140, 640, 426), (300, 40, 192, 25)]
+             (200, 120, 1, 1), (1, 7, 20, 30), (31, 31, 31, 90), (210, 140, 640, 426), (300, 40, 192, 25),
+             # Pillow 13 takes the rows first in the first three of these
+             (43, 192, 48, 80), (26, 64, 18, 45), (50, 40, 63, 10), (60, 47, 39, 24), (9, 11, 51, 27)]
     for i, (w, h, tw, th) in enumerate(sizes):
         picture = texture(w, h, i + 1)
         row = {"from": [w, h], "to": [tw, th], "seed": i + 1}
