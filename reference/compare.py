@@ -34,7 +34,7 @@ PROMPTS = [
     "a",
     "naïve café’s 1970s — Zürich, 東京, 🙂 emoji & 100% digits 12345",
     "  Spaces   and\ttabs, UPPER lower; it's they're we'll !!! ... (parentheses) [brackets] a:1.2",
-    "old city at night " * 40,
+    "old city at night " * 17,
     "<|startoftext|> odd <|endoftext|> tokens",
 ]
 # What stabilityai/stable-diffusion-xl-base-1.0 carries; a single file runs under this one too.
@@ -137,11 +137,13 @@ def random_schedule(rng, single):
     return config, sampler, cls.from_config(base.config, **extra)
 
 
-def random_case(rng, scheduler_):
+def random_case(rng, stack, scheduler_):
+    # Beyond 77 tokens sameface goes on in chunks where the pipeline cuts off: another thing, not compared here.
+    fits = [p for p in PROMPTS if len(stack.tokenizer(p).input_ids) <= 77]
     lcm = isinstance(scheduler_, diffusers.LCMScheduler)
     return dict(
-        prompt=rng.choice(PROMPTS),
-        negative=rng.choice([None, "", *PROMPTS[:2]]),
+        prompt=rng.choice(fits),
+        negative=rng.choice([None, "", *fits[:2]]),
         size=[8 * rng.randint(5, 14), 8 * rng.randint(5, 14)],
         seed=rng.choice([0, 1, rng.getrandbits(31), rng.getrandbits(40), 2**53 - 1]),
         steps=rng.randint(1, 6) if not lcm else rng.randint(1, 5),
@@ -187,7 +189,7 @@ def run_case(args, rng, stack, pipe, folder, flags, single):
         index = json.loads((folder / "model" / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", config["_class_name"]]
         (folder / "model" / "model_index.json").write_text(json.dumps(index))
-    case = random_case(rng, pipe.scheduler)
+    case = random_case(rng, stack, pipe.scheduler)
     width, height = case["size"]
     embedding = torch.randn(512, generator=torch.Generator().manual_seed(rng.getrandbits(30))) * rng.uniform(0.5, 1.3)
     kps = np.array([[rng.uniform(0, width), rng.uniform(0, height)] for _ in range(5)], dtype=np.float32)
