@@ -36,6 +36,12 @@ impl Dtype {
         }
     }
 
+    /// Whether the numbers have fractions, as those of networks do.
+    pub fn is_float(self) -> bool {
+        use Dtype::{BF16, F8E4M3, F8E5M2, F16, F32, F64};
+        matches!(self, F64 | F32 | F16 | BF16 | F8E4M3 | F8E5M2)
+    }
+
     /// The name that the safetensors header uses.
     pub fn name(self) -> &'static str {
         match self {

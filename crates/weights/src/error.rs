@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::dtype::Dtype;
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -91,6 +93,16 @@ pub enum Error {
         found: Vec<usize>,
         /// The shape asked for.
         expected: Vec<usize>,
+    },
+    /// A tensor of whole numbers where a network needs fractions, as quantised files have them.
+    #[error("{} in {file} holds {found} numbers; this model needs floating point, such as F16 or F32", Quoted(name))]
+    NotFloat {
+        /// The full name.
+        name: String,
+        /// Where it came from.
+        file: String,
+        /// The type found.
+        found: Dtype,
     },
     /// A tensor holds NaN or infinity, or values that the target type cannot hold.
     #[error(

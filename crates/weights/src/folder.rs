@@ -81,7 +81,8 @@ impl Folder {
         if self.has(name) {
             return Ok(self.path.join(name));
         }
-        let reason = format!("it has no component {name}; it has {}", self.components().join(", "));
+        let there = self.components().join(", ");
+        let reason = format!("it has no component {name}; it has {}", if there.is_empty() { "none" } else { &there });
         Err(Error::Folder { path: self.path.clone(), reason })
     }
 
@@ -91,7 +92,12 @@ impl Folder {
     /// [`Error::Folder`] without one.
     pub fn config(&self, name: &str) -> Result<Value> {
         let path = self.component(name)?;
-        config(&path)?.ok_or_else(|| Error::Folder { path, reason: "it has no config.json".into() })
+        let file = match name {
+            "scheduler" => "scheduler_config.json",
+            name if name.starts_with("tokenizer") => "tokenizer_config.json",
+            _ => "config.json",
+        };
+        config(&path)?.ok_or_else(|| Error::Folder { path, reason: format!("it has no {file}") })
     }
 
     /// A component's weights.

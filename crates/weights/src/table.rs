@@ -22,6 +22,8 @@ pub struct Weights {
 struct Table {
     /// Where the tensors came from, for messages.
     file: Arc<str>,
+    /// What the names of a sub-tree lack, so that messages can give them as the file has them.
+    below: String,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
     /// Answers every question with random values.
@@ -106,7 +108,7 @@ impl Weights {
         metadata: BTreeMap<String, String>,
         random: Option<u64>,
     ) -> Weights {
-        Weights { table: Arc::new(Table { file, entries, metadata, random }) }
+        Weights { table: Arc::new(Table { file, below: String::new(), entries, metadata, random }) }
     }
 
     /// The same origin and metadata with other names, as a key map gives them.
@@ -148,7 +150,10 @@ impl Weights {
     pub fn select(&self, prefix: &str) -> Weights {
         let start = if prefix.is_empty() || prefix.ends_with('.') { prefix.to_owned() } else { format!("{prefix}.") };
         let below = self.table.entries.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
-        self.with_entries(below.map(|(name, entry)| (name[start.len()..].to_owned(), entry.clone())).collect())
+        let entries = below.map(|(name, entry)| (name[start.len()..].to_owned(), entry.clone())).collect();
+        let Table { file, below, metadata, random, .. } = &*self.table;
+        let (file, metadata, below) = (file.clone(), metadata.clone(), format!("{below}{start}"));
+        Weights { table: Arc::new(Table { file, below, entries, metadata, random: *random }) }
     }
 }
 
@@ -215,10 +220,10 @@ impl Scope {
         parts.into_iter().map(str::to_owned).collect()
     }
 
-    /// The tensor with this shape, marked as used.
+    /// The tensor of floating-point numbers with this shape, marked as used.
     ///
     /// # Errors
-    /// [`Error::Missing`] or [`Error::Misshapen`], naming the tensor and the shape asked for.
+    /// [`Error::Missing`], [`Error::Misshapen`] or [`Error::NotFloat`], naming the tensor and what was asked for.
     pub fn get(&self, leaf: &str, shape: &[usize]) -> Result<View> {
         if let Some(seed) = self.table.random {
             return Ok(self.view(leaf, Data::Random { seed, shape: shape.to_vec() }));
@@ -228,11 +233,15 @@ impl Scope {
         };
         if entry.tensor.shape != shape {
             return Err(Error::Misshapen {
-                name: self.name(leaf),
+                name: self.shown(leaf),
                 file: self.table.file.to_string(),
                 found: entry.tensor.shape.clone(),
                 expected: shape.to_vec(),
             });
+        }
+        if !entry.tensor.dtype.is_float() {
+            let (file, found) = (self.table.file.to_string(), entry.tensor.dtype);
+            return Err(Error::NotFloat { name: self.shown(leaf), file, found });
         }
         entry.mark();
         Ok(self.view(leaf, Data::Stored(entry.tensor.clone())))
@@ -255,15 +264,20 @@ impl Scope {
         }
     }
 
+    /// The name as the file has it, for messages.
+    fn shown(&self, leaf: &str) -> String {
+        format!("{}{}", self.table.below, self.name(leaf))
+    }
+
     fn entry(&self, leaf: &str) -> Option<&Entry> {
         self.table.entries.get(&self.name(leaf))
     }
 
     fn view(&self, leaf: &str, data: Data) -> View {
-        View { name: self.name(leaf), file: self.table.file.clone(), data }
+        View { name: self.shown(leaf), file: self.table.file.clone(), data }
     }
 
     fn missing(&self, leaf: &str, expected: Option<Vec<usize>>) -> Error {
-        Error::Missing { name: self.name(leaf), file: self.table.file.to_string(), expected }
+        Error::Missing { name: self.shown(leaf), file: self.table.file.to_string(), expected }
     }
 }

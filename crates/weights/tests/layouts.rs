@@ -178,11 +178,29 @@ fn scopes_name_what_is_wrong() {
         scope.get("bias", &[640]).unwrap_err().to_string(),
         "`mid_block.attentions.0.norm.bias` is missing from unet.safetensors; this model needs it as [640]"
     );
+    let below = weights.select("mid_block").select("attentions").root().push(0);
+    assert_eq!(
+        below.get("norm.weight", &[1280]).unwrap_err().to_string(),
+        "`mid_block.attentions.0.norm.weight` in unet.safetensors is [640]; this model needs [1280]"
+    );
     assert_eq!(weights.root().push("blocks").children(), ["2", "10", "x"]);
     assert_eq!(weights.unused().len(), 4);
     weights.select("blocks").root().get("2.w", &[640]).unwrap();
     weights.root().push("blocks.x").ignore("w");
     assert_eq!(weights.unused(), ["blocks.10.w", "mid_block.attentions.0.norm.weight"]);
+}
+
+#[test]
+fn whole_numbers_are_no_weights() {
+    let weights = open("tensors.safetensors");
+    let integers = weights.names().into_iter().filter(|name| !weights.root().dtype(name).unwrap().is_float());
+    let mut count = 0;
+    for name in integers {
+        let error = weights.root().get(name, &weights.root().shape(name).unwrap()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("needs floating point"), "{error}");
+        count += 1;
+    }
+    assert!(count > 3 && weights.unused().len() == weights.names().len());
 }
 
 #[test]
