@@ -87,6 +87,7 @@ def text_encoder(shape, spec, vocabulary, projection):
 class Stack:
     def __init__(self, shape, instantid):
         self.shape = s = shape
+        self.dtype = torch.float16
         torch.manual_seed(0)
         vocab, merges = (
             clip_vocabulary.published(s.real_vocabulary) if s.real_vocabulary else clip_vocabulary.tiny()
@@ -106,7 +107,7 @@ class Stack:
             layers_per_block=s.layers,
             norm_num_groups=s.groups,
             cross_attention_dim=s.context,
-            attention_head_dim=tuple(s.heads),
+            attention_head_dim=s.heads[0] if len(set(s.heads)) == 1 else tuple(s.heads),
             use_linear_projection=s.linear_projection,
             addition_embed_type="text_time",
             addition_time_embed_dim=s.time_ids_width,
@@ -134,6 +135,8 @@ class Stack:
             norm_num_groups=v["groups"],
             sample_size=64,
             scaling_factor=v["scaling"],
+            latents_mean=v.get("mean"),
+            latents_std=v.get("std"),
         )
         self.instantid = instantid
         self.resampler = instantid.Resampler(
@@ -165,15 +168,16 @@ class Stack:
         )
 
     @classmethod
-    def random(cls, shape, instantid, seed):
-        """Weights from a generator, rounded to f16."""
+    def random(cls, shape, instantid, seed, dtype=torch.float16):
+        """Weights from a generator, rounded to f16, and to bf16 too if that is `dtype`."""
         stack = cls(shape, instantid)
+        stack.dtype = dtype
         generator = torch.Generator().manual_seed(seed)
         for module in stack.modules().values():
             for name, parameter in module.named_parameters():
-                parameter.copy_(random_weight(name, parameter.shape, generator))
+                parameter.copy_(random_weight(name, parameter.shape, generator).to(dtype))
         for name in stack.identity:
-            stack.identity[name] = random_weight(name, stack.identity[name].shape, generator)
+            stack.identity[name] = random_weight(name, stack.identity[name].shape, generator).to(dtype).float()
         return stack
 
     @classmethod
@@ -238,7 +242,7 @@ class Stack:
             force_zeros_for_empty_prompt=self.shape.force_zeros,
             add_watermarker=False,
         )
-        with halved(self.modules().values(), half):
+        with stored_as(self.modules().values(), self.dtype if half else torch.float32):
             pipe.save_pretrained(folder, **options)
         for name in ("tokenizer", "tokenizer_2"):
             # transformers 5 writes tokenizer.json alone; published folders have these two, which every reader knows.
@@ -247,17 +251,20 @@ class Stack:
             (folder / name / "merges.txt").write_text("\n".join(lines) + "\n")
         if published_text_keys:
             path = folder / "text_encoder" / "model.safetensors"
-            state = {"text_model." + k: v for k, v in dtyped(self.text_encoder.state_dict(), half).items()}
+            state = {"text_model." + k: v for k, v in self.dtyped(self.text_encoder.state_dict(), half).items()}
             save_file(state, path, metadata={"format": "pt"})
 
     def save_controlnet(self, folder, half=True):
-        with halved([self.controlnet], half):
+        with stored_as([self.controlnet], self.dtype if half else torch.float32):
             self.controlnet.save_pretrained(folder)
+
+    def dtyped(self, state, half):
+        return {k: v.to(self.dtype) if half and v.is_floating_point() else v for k, v in state.items()}
 
     def adapter_state(self, half=True):
         return dict(
-            image_proj=dtyped(self.resampler.state_dict(), half),
-            ip_adapter=dtyped(self.identity, half),
+            image_proj=self.dtyped(self.resampler.state_dict(), half),
+            ip_adapter=self.dtyped(self.identity, half),
         )
 
     def save_adapter(self, path, half=True):
@@ -272,9 +279,12 @@ class Stack:
     def save_single(self, path, half=True):
         """One SDXL checkpoint in the original layout, with the bookkeeping tensors that published ones carry."""
         state = {name: original_tensor(parts, how).contiguous() for name, parts, how in self.original_names()}
-        state = dtyped(state, half)
+        state = self.dtyped(state, half)
         state["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
         state["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
+        if Path(path).suffix == ".ckpt":
+            torch.save({"state_dict": state, "global_step": 7}, path)
+            return
         save_file(state, path, metadata={"modelspec.architecture": "stable-diffusion-xl-v1-base"})
 
     def original_names(self):
@@ -351,20 +361,15 @@ def ruled_weight(name, rule):
     return torch.from_numpy(x.reshape(rule["shape"]))
 
 
-def dtyped(state, half):
-    return {k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}
+class stored_as:
+    """Another dtype while saving, f32 again after; exact both ways since the weights are rounded to it."""
 
-
-class halved:
-    """f16 while saving, f32 again after; exact both ways since the weights are f16 values."""
-
-    def __init__(self, modules, half):
-        self.modules, self.half = list(modules), half
+    def __init__(self, modules, dtype):
+        self.modules, self.dtype = list(modules), dtype
 
     def __enter__(self):
-        if self.half:
-            for module in self.modules:
-                module.half()
+        for module in self.modules:
+            module.to(self.dtype)
 
     def __exit__(self, *_):
         for module in self.modules:
