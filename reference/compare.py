@@ -140,14 +140,14 @@ def random_schedule(rng, single):
     return config, sampler, cls.from_config(base.config, **extra)
 
 
-def random_case(rng, stack, scheduler_):
+def random_case(rng, stack, scheduler_, side):
     # Beyond 77 tokens sameface goes on in chunks where the pipeline cuts off: another thing, not compared here.
     fits = [p for p in PROMPTS if len(stack.tokenizer(p).input_ids) <= 77]
     lcm = isinstance(scheduler_, diffusers.LCMScheduler)
     return dict(
         prompt=rng.choice(fits),
         negative=rng.choice([None, "", *fits[:2]]),
-        size=[8 * rng.randint(5, 14), 8 * rng.randint(5, 14)],
+        size=[8 * rng.randint(5, side // 8), 8 * rng.randint(5, side // 8)],
         seed=rng.choice([0, 1, rng.getrandbits(31), rng.getrandbits(40), 2**53 - 1]),
         steps=rng.randint(1, 6) if lcm or rng.random() < 0.8 else rng.randint(7, 50),
         guidance=rng.choice([1.0, 1.5, 5.0, 7.5]),
@@ -196,7 +196,7 @@ def run_case(args, rng, stack, pipe, folder, flags, single):
         index = json.loads((folder / "model" / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", config["_class_name"]]
         (folder / "model" / "model_index.json").write_text(json.dumps(index))
-    case = random_case(rng, stack, pipe.scheduler)
+    case = random_case(rng, stack, pipe.scheduler, args.side)
     width, height = case["size"]
     embedding = torch.randn(512, generator=torch.Generator().manual_seed(rng.getrandbits(30))) * rng.uniform(0.5, 1.3)
     kps = np.array([[rng.uniform(0, width), rng.uniform(0, height)] for _ in range(5)], dtype=np.float32)
@@ -298,6 +298,7 @@ def main():
     arguments.add_argument("--stacks", type=int, default=5)
     arguments.add_argument("--cases", type=int, default=3, help="generations per stack")
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--side", type=int, default=112, help="longest side of a picture in pixels")
     arguments.add_argument("--keep", type=Path, help="copy the files of failed cases here")
     arguments.add_argument("--dry", action="store_true", help="run the reference only")
     args = arguments.parse_args()
