@@ -25,8 +25,8 @@ pub(crate) fn of_files(files: &[PathBuf], cache: Option<&Path>) -> Result<BTreeM
     let before = known.clone();
     let mut digests = BTreeMap::new();
     for path in files {
-        let real = std::fs::canonicalize(path).map_err(Error::file(path))?;
-        let about = std::fs::metadata(&real).map_err(Error::file(path))?;
+        let real = std::fs::canonicalize(path).map_err(Error::unread(path))?;
+        let about = std::fs::metadata(&real).map_err(Error::unread(path))?;
         let changed = about.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
         let (bytes, changed) = (about.len(), changed.to_string());
         let key = real.display().to_string();
@@ -54,10 +54,10 @@ fn from_blob_name(real: &Path) -> Option<String> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::file(path))?;
+    let mut file = File::open(path).map_err(Error::unread(path))?;
     let (mut hasher, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
     loop {
-        let count = file.read(&mut buffer).map_err(Error::file(path))?;
+        let count = file.read(&mut buffer).map_err(Error::unread(path))?;
         if count == 0 {
             return Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect());
         }

@@ -1,6 +1,7 @@
 //! What the engine refuses, and what can go wrong in it.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 /// An error of the engine. Every message is a sentence that names the thing, its value and what would be valid.
 #[derive(Debug, thiserror::Error)]
@@ -10,10 +11,12 @@ pub enum Error {
     #[error("{0}")]
     Refused(String),
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{} could not be {action}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
+        /// "read" or "written".
+        action: &'static str,
         /// What the system said.
         source: std::io::Error,
     },
@@ -49,7 +52,7 @@ impl Error {
             Error::Refused(_) | Error::Nets(nets::Error::Weights(_)) | Error::Weights(_) => true,
             Error::Faces(error) => error.is_user_fault(),
             Error::Nets(error) => !matches!(error, nets::Error::Tensor(tensor::Error::OutOfMemory { .. })),
-            Error::File { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Error::File { source, .. } => is_of_the_path(source.kind()),
             Error::Cancelled | Error::NotFinite(_) | Error::Tensor(_) => false,
         }
     }
@@ -59,9 +62,34 @@ impl Error {
         Err(Error::Refused(sentence.into()))
     }
 
-    /// For `map_err` on what the file system returns.
-    pub(crate) fn file(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+    /// For `map_err` on what the file system returns for a file that is read.
+    pub(crate) fn unread(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
         let path = path.to_path_buf();
-        move |source| Error::File { path, source }
+        move |source| Error::File { path, action: "read", source }
     }
+
+    /// For `map_err` on what the file system returns for a file that is written.
+    pub(crate) fn unwritten(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let path = path.to_path_buf();
+        move |source| Error::File { path, action: "written", source }
+    }
+}
+
+/// Whether another path would do, where a full or failing disk is this machine's trouble.
+fn is_of_the_path(kind: ErrorKind) -> bool {
+    use ErrorKind::{
+        AlreadyExists, InvalidData, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+        ReadOnlyFilesystem,
+    };
+    matches!(
+        kind,
+        AlreadyExists
+            | InvalidData
+            | InvalidFilename
+            | IsADirectory
+            | NotADirectory
+            | NotFound
+            | PermissionDenied
+            | ReadOnlyFilesystem
+    )
 }

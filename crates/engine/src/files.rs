@@ -1,12 +1,12 @@
 //! Files that are there whole or not at all.
 
 use crate::{Error, Result};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 /// Writes beside the place, brings it to the disk, and renames; what was there is replaced.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    beside(path, bytes)?.persist(path).map_err(|e| Error::file(path)(e.error))?;
+    beside(path, bytes)?.persist(path).map_err(|e| Error::unwritten(path)(plain(e.error)))?;
     Ok(())
 }
 
@@ -14,19 +14,44 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<bool> {
     match beside(path, bytes)?.persist_noclobber(path) {
         Ok(_) => Ok(true),
-        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(Error::file(path)(e.error)),
+        Err(e) if e.error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(Error::unwritten(path)(plain(e.error))),
     }
+}
+
+/// Whether a file could be written into a folder, which may have still to be made: found out with a file that has no
+/// name, so that nothing is left behind. Minutes of work must not end at a folder that takes nothing.
+pub(crate) fn check_writable(folder: &Path) -> Result<()> {
+    let there = folder.ancestors().find(|f| f.as_os_str().is_empty() || f.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    if !there.is_dir() {
+        return Error::refused(format!("{} is not a folder, so nothing can be written into it", there.display()));
+    }
+    tempfile::tempfile_in(there).map_err(|e| Error::unwritten(folder)(plain(e)))?;
+    Ok(())
 }
 
 fn beside(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(Error::file(path))?;
     let mut builder = tempfile::Builder::new();
     // Readable as any new file is: the system takes away what the user's mask says.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(Error::file(path))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::file(path))?;
-    Ok(file)
+    let write = || {
+        std::fs::create_dir_all(folder)?;
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        Ok(file)
+    };
+    write().map_err(|e| Error::unwritten(path)(plain(e)))
+}
+
+/// The system's own reason, without the name of the file that nobody has seen.
+fn plain(error: std::io::Error) -> std::io::Error {
+    let inner = error.get_ref().and_then(|e| e.source()).and_then(|e| e.downcast_ref::<std::io::Error>());
+    match inner.and_then(std::io::Error::raw_os_error) {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }

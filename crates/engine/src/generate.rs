@@ -4,11 +4,12 @@ use crate::event::{Event, Observer, Stage};
 use crate::plan::Plan;
 use crate::request::{Request, Rng};
 use crate::samplers::{self, Driver};
-use crate::stack::Stack;
+use crate::session::Session;
+use crate::stack::{self, Stack};
 use crate::subject::Subject;
 use crate::text::{self, Text};
 use crate::{Error, Result, digest};
-use nets::{ControlNet, ControlNetContext, UNet, UNetContext};
+use nets::{ControlNet, ControlNetContext, UNet, UNetContext, Vae};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -16,9 +17,9 @@ use tensor::random::{Generator, Source};
 use tensor::{DType, Device, Tensor, ops};
 
 /// Above this many pixels the VAE decodes in tiles: the whole picture's activations would fill memory.
-const UNTILED_PIXELS: u64 = 1536 * 1536;
+pub(crate) const UNTILED_PIXELS: u64 = 1536 * 1536;
 /// Tile and overlap of the VAE in latent pixels, as diffusers has them for SDXL.
-const TILE: (usize, usize) = (128, 32);
+pub(crate) const TILE: (usize, usize) = (128, 32);
 
 /// A finished picture.
 pub struct Picture {
@@ -46,50 +47,57 @@ pub struct Output {
     pub timings: BTreeMap<&'static str, f64>,
 }
 
-/// Runs a request. `observe` hears of everything and may stop the work between two steps.
+/// Runs a request by itself, with the least memory. `observe` hears of everything and may stop the work between two steps.
 ///
 /// # Errors
 /// What the user gave cannot be used ([`Error::is_user_fault`]), or something failed here.
 pub fn generate(request: &Request, observe: &mut Observer) -> Result<Output> {
-    let mut clock = Clock::default();
-    let mut begin = |stage, clock: &mut Clock| {
-        clock.begin(stage);
-        go_on(observe(Event::Begin(stage)))
-    };
-    begin(Stage::Faces, &mut clock)?;
-    let stack = Stack::open(request)?;
-    let subject = Subject::resolve(request)?;
-    let mut plan = Plan::resolve(request, &stack, subject.as_ref())?;
-    let digests = start_digests(request, &stack);
+    go_on(observe(Event::Begin(Stage::Faces)))?;
+    request.check()?;
+    Session::open(request, false)?.generate(request, observe)
+}
 
-    begin(Stage::Text, &mut clock)?;
-    let device = plan.compute.device;
-    let text = text::encode(&plan, &stack, &device)?;
-    let identity = subject.as_ref().map(|s| s.tokens(&stack, plan.is_guided(), &device)).transpose()?.flatten();
+impl Session {
+    /// Runs a request on what the session holds.
+    ///
+    /// # Errors
+    /// As [`generate`].
+    pub fn generate(&mut self, request: &Request, observe: &mut Observer) -> Result<Output> {
+        self.check(request)?;
+        let mut clock = Clock::default();
+        clock.begin(Stage::Faces, observe)?;
+        let subject = Subject::resolve(request, self.analyzer())?;
+        let mut plan = Plan::resolve(request, &self.stack, subject.as_ref())?;
+        let digests = start_digests(request, &self.stack);
 
-    begin(Stage::Load, &mut clock)?;
-    let networks = Networks::load(&plan, &stack, &text, identity.as_ref(), subject.as_ref())?;
-    let notes = subject.iter().flat_map(|s| s.notes()).chain(&text.notes).cloned();
-    for note in notes.chain(stack.warnings()) {
-        go_on(observe(Event::Note(note)))?;
+        clock.begin(Stage::Text, observe)?;
+        let conditions = Conditions::new(&plan, subject.as_ref(), self)?;
+        self.release();
+
+        clock.begin(Stage::Load, observe)?;
+        // Small, and built before the long work rather than after it, where a damaged file would cost that work.
+        self.vae(&plan.compute.device)?;
+        let opened = self.stack.opened();
+        let networks = Networks::build(&plan, &conditions, self)?;
+
+        clock.begin(Stage::Denoise, observe)?;
+        // All networks have been built by now, so what no network took is known.
+        let notes = subject.iter().flat_map(|s| s.notes()).chain(&conditions.text.notes).cloned();
+        for note in notes.chain(opened.iter().filter_map(stack::unused)) {
+            go_on(observe(Event::Note(note)))?;
+        }
+        let images = 0..plan.seeds.len();
+        let latents: Vec<Tensor> = images.map(|i| denoise(&plan, &networks, i, observe)).collect::<Result<_>>()?;
+        drop(networks);
+        self.release();
+
+        clock.begin(Stage::Decode, observe)?;
+        let pictures = decode(&plan, self.vae(&plan.compute.device)?, latents)?;
+        self.release();
+        plan.fill_digests(&self.stack, digests)?;
+        let timings = clock.finish(plan.seeds.len() * plan.steps);
+        Ok(Output { pictures, plan, photos: subject.map(Subject::into_reports).unwrap_or_default(), timings })
     }
-
-    clock.begin(Stage::Denoise);
-    go_on(observe(Event::Begin(Stage::Denoise)))?;
-    let mut latents = Vec::with_capacity(plan.seeds.len());
-    for image in 0..plan.seeds.len() {
-        latents.push(denoise(&plan, &networks, image, observe)?);
-    }
-    drop(networks);
-    tensor::trim();
-
-    clock.begin(Stage::Decode);
-    go_on(observe(Event::Begin(Stage::Decode)))?;
-    let pictures = decode(&plan, &stack, latents)?;
-    tensor::trim();
-    plan.fill_digests(&stack, digests)?;
-    let timings = clock.finish(plan.seeds.len() * plan.steps);
-    Ok(Output { pictures, plan, photos: subject.map(Subject::into_reports).unwrap_or_default(), timings })
 }
 
 fn go_on(flow: ControlFlow<()>) -> Result<()> {
@@ -107,19 +115,22 @@ struct Clock {
 }
 
 impl Clock {
-    fn begin(&mut self, stage: Stage) {
-        if let Some((last, since)) = self.current.replace((stage, Instant::now())) {
+    fn begin(&mut self, stage: Stage, observe: &mut Observer) -> Result<()> {
+        self.end();
+        self.current = Some((stage, Instant::now()));
+        go_on(observe(Event::Begin(stage)))
+    }
+
+    fn end(&mut self) {
+        if let Some((last, since)) = self.current.take() {
             self.times.insert(last.key(), since.elapsed().as_secs_f64() * 1e3);
         }
     }
 
     fn finish(mut self, steps: usize) -> BTreeMap<&'static str, f64> {
-        self.begin(Stage::Decode);
-        self.times.remove(Stage::Decode.key()).map(|ms| self.times.insert(Stage::Decode.key(), ms));
-        if let Some(ms) = self.times.get(Stage::Denoise.key()) {
-            let step = ms / steps.max(1) as f64;
-            self.times.insert("step_ms", step);
-        }
+        self.end();
+        let denoise = self.times.get(Stage::Denoise.key()).copied().unwrap_or_default();
+        self.times.insert("step_ms", denoise / steps.max(1) as f64);
         self.times
     }
 }
@@ -150,51 +161,55 @@ impl Plan {
     }
 }
 
+/// What the pictures of a request are conditioned on.
+struct Conditions {
+    text: Text,
+    /// Identity tokens, and the picture that IdentityNet reads.
+    identity: Option<(Tensor, Tensor)>,
+}
+
+impl Conditions {
+    fn new(plan: &Plan, subject: Option<&Subject>, session: &mut Session) -> Result<Conditions> {
+        let device = plan.compute.device;
+        let text = text::encode(plan, session, &device)?;
+        let identity = match (subject, session.resampler(&device)?) {
+            (Some(subject), Some(resampler)) => {
+                let tokens = subject.tokens(resampler, plan.is_guided(), &device)?;
+                Some((tokens, subject.hint((plan.width, plan.height), &device, plan.compute.dtype)?))
+            }
+            _ => None,
+        };
+        Ok(Conditions { text, identity })
+    }
+}
+
 /// The denoising networks with everything that does not change between steps.
-struct Networks {
-    unet: UNet,
+struct Networks<'a> {
+    unet: &'a UNet,
     context: UNetContext,
-    identitynet: Option<(ControlNet, ControlNetContext)>,
+    identitynet: Option<(&'a ControlNet, ControlNetContext)>,
     latent_channels: usize,
     factor: u32,
     ip_adapter_scale: f32,
     identitynet_scale: f32,
 }
 
-impl Networks {
-    fn load(
-        plan: &Plan,
-        stack: &Stack,
-        text: &Text,
-        identity: Option<&Tensor>,
-        subject: Option<&Subject>,
-    ) -> Result<Networks> {
+impl<'a> Networks<'a> {
+    fn build(plan: &Plan, conditions: &Conditions, session: &'a mut Session) -> Result<Networks<'a>> {
+        let Conditions { text, identity } = conditions;
         let scales = plan.identity.as_ref().map_or((0.0, 0.0), |id| (id.identitynet_scale, id.ip_adapter_scale));
         let (identitynet_scale, ip_adapter_scale) = (scales.0 as f32, scales.1 as f32);
-        let with_branch = ip_adapter_scale != 0.0;
-        let unet = stack.unet(plan.compute, with_branch)?;
-        let mut context = unet.context(&text.tokens, identity.filter(|_| with_branch), text.added.as_ref())?;
+        let (latent_channels, factor) = (session.stack.latent_channels(), session.stack.vae_factor());
+        let branch = ip_adapter_scale != 0.0;
+        let (unet, net) = session.denoisers(plan.compute, branch, identitynet_scale != 0.0)?;
+        let tokens = identity.as_ref().map(|(tokens, _)| tokens);
+        let mut context = unet.context(&text.tokens, tokens.filter(|_| branch), text.added.as_ref())?;
         unet.set_guidance(&mut context, plan.guidance as f32)?;
-        let identitynet = match (identity, subject) {
-            (Some(tokens), Some(subject)) if identitynet_scale != 0.0 => match stack.identitynet(plan.compute)? {
-                Some(net) => {
-                    let hint = subject.hint((plan.width, plan.height), &plan.compute.device, plan.compute.dtype)?;
-                    let context = net.context(tokens, text.added.as_ref(), &hint)?;
-                    Some((net, context))
-                }
-                None => None,
-            },
+        let identitynet = match (net, identity) {
+            (Some(net), Some((tokens, hint))) => Some((net, net.context(tokens, text.added.as_ref(), hint)?)),
             _ => None,
         };
-        Ok(Networks {
-            unet,
-            context,
-            identitynet,
-            latent_channels: stack.latent_channels(),
-            factor: stack.vae_factor(),
-            ip_adapter_scale,
-            identitynet_scale,
-        })
+        Ok(Networks { unet, context, identitynet, latent_channels, factor, ip_adapter_scale, identitynet_scale })
     }
 
     /// The guided prediction for a scaled latent `[1, h, w, c]` at a step.
@@ -259,8 +274,7 @@ impl Noise {
 }
 
 /// Latents to pictures.
-fn decode(plan: &Plan, stack: &Stack, latents: Vec<Tensor>) -> Result<Vec<Picture>> {
-    let vae = stack.vae(&plan.compute.device)?;
+fn decode(plan: &Plan, vae: &Vae, latents: Vec<Tensor>) -> Result<Vec<Picture>> {
     let pixels = u64::from(plan.width) * u64::from(plan.height);
     let mut pictures = Vec::with_capacity(latents.len());
     for (latent, &seed) in latents.into_iter().zip(&plan.seeds) {

@@ -1,7 +1,8 @@
 //! From a request to a picture.
 //!
-//! Modules stand in the order in which data flows: what the user said ([`Request`]), the model files opened ([`Stack`]),
-//! the face ([`Subject`]), what was decided ([`Plan`]), the prompt's tokens ([`prompt`]), noise levels and samplers
+//! Modules stand in the order in which data flows: what the user said ([`Request`]), the model files opened and the
+//! networks built from them ([`Session`]),
+//! the face, what was decided ([`Plan`]), the prompt's tokens ([`prompt`]), noise levels and samplers
 //! ([`schedule`], [`samplers`]), and the whole way ([`generate`]). Nothing here prints, reads the environment or knows
 //! HTTP; progress and cancelling are one callback.
 
@@ -10,10 +11,12 @@ mod event;
 mod files;
 mod request;
 
+mod session;
 mod stack;
 mod subject;
 
 mod digest;
+mod memory;
 mod plan;
 
 pub mod prompt;
@@ -36,5 +39,4 @@ pub use generate::{Output, Picture, generate};
 pub use plan::{IdentityPlan, ModelRecord, Plan};
 pub use request::{DeviceChoice, ModelPaths, Pose, Precision, Request, Rng};
 pub use save::Target;
-pub use stack::Stack;
-pub use subject::Subject;
+pub use session::Session;

@@ -5,17 +5,13 @@ use crate::samplers::Sampler;
 use crate::schedule::Schedule;
 use crate::stack::Stack;
 use crate::subject::Subject;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use tensor::{DType, Device};
 
-/// More steps than any sampler gains from.
-const MAX_STEPS: usize = 1000;
 /// Longest side in pixels; memory and time grow with its square and beyond.
 const MAX_SIDE: u32 = 8192;
-/// Pictures of one call.
-const MAX_COUNT: usize = 1000;
 /// Networks of at most this many parameters run in f32 by default.
 const SMALL: usize = 400_000_000;
 
@@ -61,7 +57,7 @@ pub struct Plan {
 }
 
 /// Device and numbers as the operators take them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Compute {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
@@ -93,34 +89,19 @@ pub struct ModelRecord {
     pub sha256: BTreeMap<String, String>,
 }
 
-fn between<T: PartialOrd + std::fmt::Display + Copy>(name: &str, value: T, low: T, high: T) -> Result<T> {
-    if value >= low && value <= high {
-        return Ok(value);
-    }
-    Error::refused(format!("{name} is {value}; it must be between {low} and {high}"))
-}
-
 impl Plan {
     /// Checks a request and fills in its defaults.
     ///
     /// # Errors
     /// A value out of its range, by name.
     pub fn resolve(request: &Request, stack: &Stack, subject: Option<&Subject>) -> Result<Plan> {
-        between("--steps", request.steps, 1, MAX_STEPS)?;
-        between("--count", request.count, 1, MAX_COUNT)?;
-        between("--guidance", request.guidance, 0.0, 100.0)?;
+        request.check()?;
         let (width, height) = size(request, stack, subject)?;
         let sampler = match &request.sampler {
             Some(name) => Sampler::from_name(name)?,
             None => Sampler::from_config(stack.scheduler())?,
         };
         let seed = request.seed.unwrap_or_else(random_seed);
-        if seed.checked_add(request.count as u64 - 1).is_none() {
-            return Error::refused(format!(
-                "--seed {seed} leaves no room for {} pictures; use a smaller seed",
-                request.count
-            ));
-        }
         let compute = compute(request, stack)?;
         let mut plan = Plan {
             version: env!("CARGO_PKG_VERSION"),
@@ -147,6 +128,7 @@ impl Plan {
         if let Some(subject) = subject.filter(|_| request.wants_identity()) {
             plan.identity = Some(identity(request, subject, (width, height))?);
         }
+        memory::check(request, &plan, stack)?;
         Ok(plan)
     }
 
@@ -171,21 +153,14 @@ impl Plan {
 }
 
 fn identity(request: &Request, subject: &Subject, size: (u32, u32)) -> Result<IdentityPlan> {
-    let plan = IdentityPlan {
-        identitynet_scale: between("--identitynet-scale", request.identitynet_scale, 0.0, 10.0)?,
-        ip_adapter_scale: between("--ip-adapter-scale", request.ip_adapter_scale, 0.0, 10.0)?,
-        identitynet_start: between("--identitynet-start", request.identitynet_start, 0.0, 1.0)?,
-        identitynet_end: between("--identitynet-end", request.identitynet_end, 0.0, 1.0)?,
+    Ok(IdentityPlan {
+        identitynet_scale: request.identitynet_scale,
+        ip_adapter_scale: request.ip_adapter_scale,
+        identitynet_start: request.identitynet_start,
+        identitynet_end: request.identitynet_end,
         keypoints: subject.keypoints_in(size)?,
         photos: subject.photos(),
-    };
-    if plan.identitynet_start > plan.identitynet_end {
-        return Error::refused(format!(
-            "--identitynet-start {} is after --identitynet-end {}; it must not be",
-            plan.identitynet_start, plan.identitynet_end
-        ));
-    }
-    Ok(plan)
+    })
 }
 
 /// The size asked for, that of a given keypoint image, or the model's own.
@@ -198,14 +173,17 @@ fn size(request: &Request, stack: &Stack, subject: Option<&Subject>) -> Result<(
         (None, Some((w, h))) => (floor(w), floor(h)),
         (None, None) => stack.default_size(),
     };
-    for side in [width, height] {
-        if side < factor || side > MAX_SIDE || side % factor != 0 {
-            let near = floor(side.clamp(factor, MAX_SIDE));
-            let up = (near + factor).min(MAX_SIDE);
-            return Error::refused(format!(
-                "--size {width}x{height}: sides must be multiples of {factor} between {factor} and {MAX_SIDE}; the nearest to {side} are {near} and {up}"
-            ));
-        }
+    let valid = |side: u32| (factor..=MAX_SIDE).contains(&side) && side % factor == 0;
+    if let Some(&side) = [width, height].iter().find(|side| !valid(**side)) {
+        let near = floor(side.clamp(factor, MAX_SIDE));
+        let nearest = match side {
+            _ if side < factor => format!("{factor} is the smallest"),
+            _ if side > MAX_SIDE => format!("{near} is the largest"),
+            _ => format!("the nearest to {side} are {near} and {}", near + factor),
+        };
+        return Error::refused(format!(
+            "--size is {width}x{height}; sides must be multiples of {factor} between {factor} and {MAX_SIDE}: {nearest}"
+        ));
     }
     Ok((width, height))
 }

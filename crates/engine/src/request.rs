@@ -1,6 +1,13 @@
 //! What the user said.
 
+use crate::samplers::Sampler;
+use crate::{Error, Result};
 use std::path::PathBuf;
+
+/// More steps than any sampler gains from.
+const MAX_STEPS: usize = 1000;
+/// Pictures of one call.
+const MAX_COUNT: usize = 1000;
 
 /// A source of noise that other programs have as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -108,6 +115,8 @@ pub struct Request {
     pub precision: Precision,
     /// A file in which digests of model files are remembered.
     pub digest_cache: Option<PathBuf>,
+    /// Bytes of memory that the work can have, where known; what clearly needs more is refused.
+    pub memory: Option<u64>,
 }
 
 impl Request {
@@ -135,6 +144,56 @@ impl Request {
             device: DeviceChoice::Auto,
             precision: Precision::Auto,
             digest_cache: None,
+            memory: None,
+        }
+    }
+
+    /// What can be told without any model: photos that cannot be opened, numbers out of their range, options that lack
+    /// the one they belong to. [`crate::Plan::resolve`] asks too; asking before models are looked for spares the user a
+    /// sentence about those.
+    ///
+    /// # Errors
+    /// The first thing that cannot be used, by name.
+    pub fn check(&self) -> Result<()> {
+        self.check_photos()?;
+        between("--steps", self.steps, 1, MAX_STEPS)?;
+        between("--count", self.count, 1, MAX_COUNT)?;
+        between("--guidance", self.guidance, 0.0, 100.0)?;
+        between("--identitynet-scale", self.identitynet_scale, 0.0, 10.0)?;
+        between("--ip-adapter-scale", self.ip_adapter_scale, 0.0, 10.0)?;
+        between("--identitynet-start", self.identitynet_start, 0.0, 1.0)?;
+        between("--identitynet-end", self.identitynet_end, 0.0, 1.0)?;
+        if self.identitynet_start > self.identitynet_end {
+            return Error::refused(format!(
+                "--identitynet-start {} is after --identitynet-end {}; it must not be",
+                self.identitynet_start, self.identitynet_end
+            ));
+        }
+        if let Some(seed) = self.seed.filter(|seed| seed.checked_add(self.count as u64 - 1).is_none()) {
+            return Error::refused(format!(
+                "--seed {seed} leaves no room for {} pictures; use a smaller seed",
+                self.count
+            ));
+        }
+        self.sampler.as_deref().map(Sampler::from_name).transpose()?;
+        Ok(())
+    }
+
+    fn check_photos(&self) -> Result<()> {
+        let unread = |path: &PathBuf| Some((path.display().to_string(), Err(faces::readable(path).err()?)));
+        let unread: Vec<_> = self.faces.iter().filter_map(unread).collect();
+        if !unread.is_empty() && unread.len() == self.faces.len() {
+            faces::average(unread)?;
+        }
+        match &self.pose {
+            Some(_) if self.faces.is_empty() => Error::refused("a pose was given but no face; add --face PHOTO"),
+            Some(Pose::Face(path) | Pose::Map(path)) => Ok(faces::readable(path)?),
+            None => match self.face_index {
+                Some(index) if self.faces.is_empty() => {
+                    Error::refused(format!("--face-index {index} was given but no face; add --face PHOTO"))
+                }
+                _ => Ok(()),
+            },
         }
     }
 
@@ -151,4 +210,12 @@ impl Request {
         };
         self.wants_identity() && self.faces.iter().chain(pose).any(|path| !faces::Identity::sniff(path))
     }
+}
+
+/// Refuses a value out of its range, NaN among them.
+fn between<T: PartialOrd + std::fmt::Display + Copy>(name: &str, value: T, low: T, high: T) -> Result<()> {
+    if value >= low && value <= high {
+        return Ok(());
+    }
+    Error::refused(format!("{name} is {value}; it must be between {low} and {high}"))
 }

@@ -1,6 +1,6 @@
 //! Where pictures go: a file, or numbered names in a folder; nothing that exists is overwritten.
 
-use crate::files::write_new;
+use crate::files::{check_writable, write_new};
 use crate::generate::Picture;
 use crate::plan::Plan;
 use crate::{Error, Result};
@@ -22,24 +22,38 @@ impl Target {
     /// `path` is a folder, which may have still to be made, or a name that ends in `.png`.
     ///
     /// # Errors
-    /// Another ending.
+    /// Another ending, a place that cannot be written to.
     pub fn new(path: &Path) -> Result<Target> {
         let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-        match ending.as_deref() {
-            Some("png") if !path.is_dir() => Ok(Target {
+        let is_folder = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") || ending.is_none();
+        let target = match ending.as_deref() {
+            _ if is_folder => Target { folder: path.to_path_buf(), stem: "sameface".into(), plain_first: false },
+            Some("png") => Target {
                 folder: path.parent().map(Path::to_path_buf).unwrap_or_default(),
                 stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
                 plain_first: true,
-            }),
-            None => Ok(Target { folder: path.to_path_buf(), stem: "sameface".into(), plain_first: false }),
-            Some(_) if path.is_dir() => {
-                Ok(Target { folder: path.to_path_buf(), stem: "sameface".into(), plain_first: false })
+            },
+            _ => {
+                return Error::refused(format!(
+                    "-o {}: pictures are written as .png, not .{}; name a .png file or a folder",
+                    path.display(),
+                    ending.unwrap_or_default()
+                ));
             }
-            Some(other) => Error::refused(format!(
-                "-o {}: pictures are written as .png, not .{other}; name a .png file or a folder",
-                path.display()
-            )),
+        };
+        check_writable(&target.folder)?;
+        Ok(target)
+    }
+
+    /// Whether a file of this name can be written, asked before the work is done.
+    ///
+    /// # Errors
+    /// The path is a folder, or lies where nothing can be written.
+    pub fn check_file(path: &Path) -> Result<()> {
+        if path.is_dir() {
+            return Error::refused(format!("{} is a folder; the name of a file is needed", path.display()));
         }
+        check_writable(path.parent().unwrap_or(Path::new("")))
     }
 
     /// Writes a picture with its record, under the first name that is free.

@@ -40,6 +40,8 @@ pub struct Stack {
     identitynet: Option<Part>,
     adapter: Option<IpAdapter>,
     files: BTreeMap<String, (PathBuf, Vec<PathBuf>)>,
+    /// The weights as they were opened, whole: marks are shared with the parts, so they tell what no part took.
+    opened: Vec<Weights>,
 }
 
 impl Stack {
@@ -62,22 +64,26 @@ impl Stack {
 
     fn from_folder(path: &Path) -> Result<Stack> {
         let folder = Folder::open(path)?;
-        let part = |name: &str| -> Result<Part> {
-            Ok(Part { weights: folder.weights(name)?, config: folder.config(name).ok() })
+        let mut opened = Vec::new();
+        // Tensors do not tell the number of heads, so a damaged or missing config.json is no detail to be guessed over.
+        let mut part = |name: &str, read: fn(&Weights) -> weights::Result<Weights>| -> Result<Part> {
+            let file = folder.weights(name)?;
+            opened.push(file.clone());
+            Ok(Part { weights: read(&file)?, config: Some(folder.config(name)?) })
         };
-        let unet = Part { weights: weights::unet(&folder.weights("unet")?)?, config: folder.config("unet").ok() };
-        let vae = Part { weights: weights::vae(&folder.weights("vae")?)?, config: folder.config("vae").ok() };
+        let unet = part("unet", weights::unet)?;
+        let vae = part("vae", weights::vae)?;
         let mut text = Vec::new();
         for (encoder, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
             if folder.has(encoder) {
                 text.push(TextPart {
-                    part: part(encoder)?,
+                    part: part(encoder, |file| Ok(file.clone()))?,
                     tokenizer: Tokenizer::open(&folder.component(tokenizer)?)?,
                 });
             }
         }
         let zeros = folder.entry("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true);
-        Stack::new(unet, vae, text, folder.config("scheduler")?, zeros)
+        Ok(Stack { opened, ..Stack::new(unet, vae, text, folder.config("scheduler")?, zeros)? })
     }
 
     fn from_single_file(path: &Path, config: Option<&Path>) -> Result<Stack> {
@@ -87,29 +93,30 @@ impl Stack {
             _ => weights::sdxl_checkpoint(&file)?,
         };
         let folder = config.map(Folder::open).transpose()?;
-        let config_of = |name: &str| folder.as_ref().and_then(|f| f.config(name).ok());
-        let part = |name: &str, weights: Weights| Part { weights, config: config_of(name) };
+        let config_of = |name: &str| folder.as_ref().filter(|f| f.has(name)).map(|f| f.config(name)).transpose();
+        let part = |name: &str, weights: Weights| -> Result<Part> { Ok(Part { weights, config: config_of(name)? }) };
         let two = !parts.text_encoder_2.names().is_empty();
         let tokenizer = |name: &str, embedded: fn() -> Tokenizer| match &folder {
             Some(f) if f.has(name) => Tokenizer::open(&f.component(name)?),
             _ => Ok(embedded()),
         };
         let mut text = vec![TextPart {
-            part: part("text_encoder", parts.text_encoder),
+            part: part("text_encoder", parts.text_encoder)?,
             tokenizer: tokenizer("tokenizer", Tokenizer::clip)?,
         }];
         if two {
             text.push(TextPart {
-                part: part("text_encoder_2", parts.text_encoder_2),
+                part: part("text_encoder_2", parts.text_encoder_2)?,
                 tokenizer: tokenizer("tokenizer_2", Tokenizer::clip_padded_with_zero)?,
             });
         }
-        let scheduler = match config_of("scheduler") {
+        let scheduler = match config_of("scheduler")? {
             Some(scheduler) => scheduler,
             None => published_scheduler(parts.prediction, parts.zero_terminal_snr)?,
         };
         let zeros = folder.as_ref().and_then(|f| f.entry("force_zeros_for_empty_prompt")).and_then(Value::as_bool);
-        Stack::new(part("unet", parts.unet), part("vae", parts.vae), text, scheduler, zeros.unwrap_or(true))
+        let (unet, vae) = (part("unet", parts.unet)?, part("vae", parts.vae)?);
+        Ok(Stack { opened: vec![file], ..Stack::new(unet, vae, text, scheduler, zeros.unwrap_or(true))? })
     }
 
     fn new(unet: Part, vae: Part, text: Vec<TextPart>, scheduler: Value, zeros_for_no_negative: bool) -> Result<Stack> {
@@ -126,6 +133,18 @@ impl Stack {
                 VaeConfig { scaling_factor: published.scaling_factor, ..VaeConfig::infer(&vae.weights.root())? }
             }
         };
+        let channels = [unet_config.encoder.in_channels, unet_config.out_channels, vae_config.latent_channels];
+        if channels[0] != channels[1] || channels[1] != channels[2] {
+            return Error::refused(format!(
+                "the UNet takes {} channels and gives {}, and the VAE's latent has {}; they must be the same, as in every model that makes pictures from text alone",
+                channels[0], channels[1], channels[2]
+            ));
+        }
+        if !scheduler.is_object() {
+            return Error::refused(format!(
+                "the model's scheduler_config.json holds {scheduler}; it must be an object with named settings"
+            ));
+        }
         if text.is_empty() {
             return Error::refused("the model has no text encoder; Stable Diffusion 1.5 has one and SDXL two");
         }
@@ -140,6 +159,7 @@ impl Stack {
             identitynet: None,
             adapter: None,
             files: BTreeMap::new(),
+            opened: Vec::new(),
         })
     }
 
@@ -155,7 +175,13 @@ impl Stack {
             return Error::refused("a face needs the identity adapter; name it with --ip-adapter");
         };
         self.files.insert("ip_adapter".into(), (adapter.clone(), weight_files(adapter)));
-        self.adapter = Some(weights::ip_adapter(adapter)?);
+        let adapter = weights::ip_adapter(adapter)?;
+        self.opened.push(adapter.file.clone());
+        if request.ip_adapter_scale == 0.0 {
+            // Known, and not needed.
+            adapter.ip_adapter.names().iter().for_each(|name| adapter.ip_adapter.root().ignore(name));
+        }
+        self.adapter = Some(adapter);
         if request.identitynet_scale == 0.0 {
             return Ok(());
         }
@@ -166,7 +192,9 @@ impl Stack {
         };
         self.files.insert("identitynet".into(), (path.clone(), weight_files(path)));
         let config = if path.is_dir() { weights::config(path)? } else { None };
-        self.identitynet = Some(Part { weights: weights::controlnet(&Weights::open(path)?)?, config });
+        let file = Weights::open(path)?;
+        self.identitynet = Some(Part { weights: weights::controlnet(&file)?, config });
+        self.opened.push(file);
         Ok(())
     }
 
@@ -210,11 +238,18 @@ impl Stack {
 
     /// Parameters of the denoising networks.
     pub(crate) fn parameters(&self, with_identity: bool) -> usize {
-        let count = |w: &Weights| {
-            let root = w.root();
-            w.names().iter().filter_map(|n| root.shape(n)).map(|s| s.iter().product::<usize>()).sum::<usize>()
-        };
-        count(&self.unet.weights) + self.identitynet.as_ref().filter(|_| with_identity).map_or(0, |p| count(&p.weights))
+        let identity = self.identitynet.as_ref().filter(|_| with_identity);
+        count(&self.unet.weights) + identity.map_or(0, |part| count(&part.weights))
+    }
+
+    /// Parameters of the largest text encoder: they work one after the other.
+    pub(crate) fn text_parameters(&self) -> usize {
+        self.text.iter().map(|text| count(&text.part.weights)).max().unwrap_or(0)
+    }
+
+    /// The sizes of the UNet, and whether IdentityNet's residuals come beside its own.
+    pub(crate) fn sizes(&self) -> (&UNetConfig, &VaeConfig, bool) {
+        (&self.unet_config, &self.vae_config, self.identitynet.is_some())
     }
 
     /// Tokenizers of the text encoders.
@@ -241,15 +276,20 @@ impl Stack {
         Ok(ClipText::load(&root, &config, device, DType::F32)?)
     }
 
-    /// Builds the Resampler, in f32.
-    pub(crate) fn resampler(&self, device: &Device) -> Result<Option<Resampler>> {
-        let Some(adapter) = &self.adapter else { return Ok(None) };
-        let root = adapter.image_proj.root();
-        let config = ResamplerConfig::infer(&root, adapter.config.as_ref())?;
-        Ok(Some(Resampler::load(&root, &config, device, DType::F32)?))
+    /// Whether the identity adapter was opened.
+    pub(crate) fn has_identity(&self) -> bool {
+        self.adapter.is_some()
     }
 
-    /// Builds the UNet, with the identity branch where its weight is not 0.
+    /// Builds the Resampler, in f32.
+    pub(crate) fn resampler(&self, device: &Device) -> Result<Resampler> {
+        let Some(adapter) = &self.adapter else { return Error::refused("there is no identity adapter") };
+        let root = adapter.image_proj.root();
+        let config = ResamplerConfig::infer(&root, adapter.config.as_ref())?;
+        Ok(Resampler::load(&root, &config, device, DType::F32)?)
+    }
+
+    /// Builds the UNet, with the identity branch if asked for.
     pub(crate) fn unet(&self, compute: Compute, identity_branch: bool) -> Result<UNet> {
         let mut unet = UNet::load(&self.unet.weights.root(), &self.unet_config, &compute.device, compute.dtype)?;
         if let Some(adapter) = self.adapter.as_ref().filter(|_| identity_branch) {
@@ -258,15 +298,15 @@ impl Stack {
         Ok(unet)
     }
 
-    /// Builds IdentityNet, where its weight is not 0.
-    pub(crate) fn identitynet(&self, compute: Compute) -> Result<Option<ControlNet>> {
-        let Some(part) = &self.identitynet else { return Ok(None) };
+    /// Builds IdentityNet.
+    pub(crate) fn identitynet(&self, compute: Compute) -> Result<ControlNet> {
+        let Some(part) = &self.identitynet else { return Error::refused("there is no IdentityNet") };
         let root = part.weights.root();
         let config = match &part.config {
             Some(json) => ControlNetConfig::from_json(json)?,
             None => ControlNetConfig::infer(&root)?,
         };
-        Ok(Some(ControlNet::load(&root, &config, &compute.device, compute.dtype)?))
+        Ok(ControlNet::load(&root, &config, &compute.device, compute.dtype)?)
     }
 
     /// Builds the decoder, in f32: its last layers decide what 8 bits show.
@@ -274,18 +314,9 @@ impl Stack {
         Ok(Vae::load(&self.vae.weights.root(), &self.vae_config, device, DType::F32)?)
     }
 
-    /// A sentence for each file with tensors that no network took; call it when all networks have been built.
-    pub(crate) fn warnings(&self) -> Vec<String> {
-        let named = |w: &Weights| {
-            let unused = w.unused();
-            let more = if unused.len() > 5 { format!(" and {} more", unused.len() - 5) } else { String::new() };
-            let first = unused.iter().take(5).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-            (!unused.is_empty()).then(|| format!("{}: {} tensors are not used: {first}{more}", w.file(), unused.len()))
-        };
-        let mut all = vec![&self.unet.weights];
-        all.extend(self.text.iter().map(|t| &t.part.weights));
-        all.extend(self.identitynet.iter().map(|p| &p.weights));
-        all.into_iter().filter_map(named).collect()
+    /// All weights as they were opened; see [`unused`].
+    pub(crate) fn opened(&self) -> Vec<Weights> {
+        self.opened.clone()
     }
 
     /// The models by role, without digests.
@@ -301,6 +332,22 @@ impl Stack {
     pub(crate) fn files(&self) -> &BTreeMap<String, (PathBuf, Vec<PathBuf>)> {
         &self.files
     }
+}
+
+/// Elements of all tensors.
+fn count(weights: &Weights) -> usize {
+    let root = weights.root();
+    let shapes = weights.names().into_iter().filter_map(|name| root.shape(name));
+    shapes.map(|shape| shape.iter().product::<usize>()).sum()
+}
+
+/// A sentence that names the first tensors which no network took; ask when all networks have been built.
+pub(crate) fn unused(file: &Weights) -> Option<String> {
+    let names = file.unused();
+    let count = if names.len() == 1 { "1 tensor is".into() } else { format!("{} tensors are", names.len()) };
+    let more = if names.len() > 5 { format!(" and {} more", names.len() - 5) } else { String::new() };
+    let first = names.iter().take(5).map(|n| format!("`{}`", n.escape_debug())).collect::<Vec<_>>().join(", ");
+    (!names.is_empty()).then(|| format!("{}: {count} not used: {first}{more}", file.file()))
 }
 
 /// The weight files below a model's path, two levels deep as diffusers folders are.

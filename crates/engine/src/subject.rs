@@ -1,9 +1,9 @@
 //! Who the picture shows: an embedding, keypoints, and where they came from.
 
 use crate::request::{Pose, Request};
-use crate::stack::Stack;
 use crate::{Error, Result};
 use faces::{FaceAnalyzer, Identity, Keypoints, Photo, PhotoLimits, RgbImage, SourceReport};
+use nets::Resampler;
 use std::path::Path;
 use tensor::{DType, Device, Tensor};
 
@@ -29,20 +29,16 @@ impl Subject {
     ///
     /// # Errors
     /// No usable face, or files that cannot be read.
-    pub fn resolve(request: &Request) -> Result<Option<Subject>> {
+    pub(crate) fn resolve(request: &Request, analyzer: &mut Option<FaceAnalyzer>) -> Result<Option<Subject>> {
         if !request.wants_identity() {
-            if request.pose.is_some() && request.faces.is_empty() {
-                return Error::refused("a pose was given but no face; add --face PHOTO");
-            }
             return Ok(None);
         }
         let limits = PhotoLimits::default();
-        let mut analyzer = None;
         let index = request.face_index;
         let read = request
             .faces
             .iter()
-            .map(|path| (path.display().to_string(), identity_of(path, index, request, &mut analyzer, &limits)))
+            .map(|path| (path.display().to_string(), identity_of(path, index, request, analyzer, &limits)))
             .collect();
         let averaged = faces::average(read)?;
         let mut notes: Vec<String> = averaged.reports.iter().flat_map(|r| r.notices.clone()).collect();
@@ -52,7 +48,7 @@ impl Subject {
         let pose = match &request.pose {
             Some(Pose::Map(path)) => PoseSource::Map(Photo::open_with(path, &limits)?.image),
             Some(Pose::Face(path)) => {
-                let (identity, told) = identity_of(path, None, request, &mut analyzer, &limits)?;
+                let (identity, told) = identity_of(path, None, request, analyzer, &limits)?;
                 notes.extend(told);
                 points(&identity, path)?
             }
@@ -109,8 +105,7 @@ impl Subject {
     }
 
     /// Identity tokens `[halves, n, c]`; the negative half is the Resampler's answer to zeros, as in the reference.
-    pub(crate) fn tokens(&self, stack: &Stack, guided: bool, device: &Device) -> Result<Option<Tensor>> {
-        let Some(resampler) = stack.resampler(device)? else { return Ok(None) };
+    pub(crate) fn tokens(&self, resampler: &Resampler, guided: bool, device: &Device) -> Result<Tensor> {
         let width = self.identity.embedding.len();
         let wanted = resampler.config().embedding_dim;
         if width != wanted {
@@ -122,7 +117,7 @@ impl Subject {
         let mut values = vec![0.0; (halves - 1) * width];
         values.extend(&self.identity.embedding);
         let embedding = Tensor::from_f32(device, DType::F32, &[halves, 1, width], &values)?;
-        Ok(Some(resampler.forward(&embedding)?))
+        Ok(resampler.forward(&embedding)?)
     }
 }
 

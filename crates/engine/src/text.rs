@@ -2,7 +2,7 @@
 
 use crate::plan::Plan;
 use crate::prompt::{self, Chunks, Syntax};
-use crate::stack::Stack;
+use crate::session::Session;
 use crate::{Error, Result};
 use nets::{Added, ClipText};
 use tensor::{DType, Device, Tensor, ops};
@@ -23,34 +23,32 @@ struct Coded {
     pooled: Tensor,
 }
 
-/// Runs all text encoders, each built, used and dropped in turn.
-pub(crate) fn encode(plan: &Plan, stack: &Stack, device: &Device) -> Result<Text> {
+/// Runs all text encoders in turn.
+pub(crate) fn encode(plan: &Plan, session: &mut Session, device: &Device) -> Result<Text> {
     let syntax = if plan.plain_prompt { Syntax::Plain } else { Syntax::Weighted };
-    let tokenizers = stack.tokenizers();
+    let tokenizers = session.stack.tokenizers();
     let encoded = prompt::encode(&tokenizers, &plan.prompt, plan.negative.as_deref().unwrap_or(""), syntax)?;
     // The reference drops the negative prompt's code, not only its words, where none was given.
-    let zeros = plan.negative.is_none() && stack.zeros_for_no_negative && stack.has_added();
+    let (has_added, count) = (session.stack.has_added(), tokenizers.len());
+    let zeros = plan.negative.is_none() && session.stack.zeros_for_no_negative && has_added;
     let mut halves: Vec<Vec<Coded>> = if plan.is_guided() { vec![Vec::new(), Vec::new()] } else { vec![Vec::new()] };
-    for i in 0..tokenizers.len() {
-        let encoder = stack.text_encoder(i, device)?;
-        let positive = encode_one(&encoder, &encoded.prompt[i], stack.has_added())?;
+    for i in 0..count {
+        let encoder = session.text_encoder(i, device)?;
+        let positive = encode_one(encoder, &encoded.prompt[i], has_added)?;
         if plan.is_guided() {
             halves[0].push(match zeros {
-                true => {
-                    Coded { hidden: ops::scale(&positive.hidden, 0.0)?, pooled: ops::scale(&positive.pooled, 0.0)? }
-                }
-                false => encode_one(&encoder, &encoded.negative[i], stack.has_added())?,
+                true => Coded { hidden: zero(&positive.hidden)?, pooled: zero(&positive.pooled)? },
+                false => encode_one(encoder, &encoded.negative[i], has_added)?,
             });
         }
         halves.last_mut().unwrap_or(&mut Vec::new()).push(positive);
     }
-    tensor::trim();
     let joined: Vec<Tensor> = halves
         .iter()
         .map(|half| ops::concat_last(&half.iter().map(|c| &c.hidden).collect::<Vec<_>>()))
         .collect::<std::result::Result<_, _>>()?;
     let tokens = ops::concat_rows(&joined.iter().collect::<Vec<_>>())?;
-    let added = match stack.has_added() {
+    let added = match has_added {
         true => {
             let last: Vec<&Tensor> = halves.iter().filter_map(|half| half.last()).map(|c| &c.pooled).collect();
             let (w, h) = (plan.width as f32, plan.height as f32);
@@ -60,6 +58,10 @@ pub(crate) fn encode(plan: &Plan, stack: &Stack, device: &Device) -> Result<Text
         false => None,
     };
     Ok(Text { tokens, added, notes: encoded.notes })
+}
+
+fn zero(like: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::zeros(like.device(), like.dtype(), like.shape())?)
 }
 
 /// SDXL reads the last layer's input, Stable Diffusion 1.5 its normalised output.

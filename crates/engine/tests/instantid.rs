@@ -249,3 +249,23 @@ fn pictures_are_saved_beside_what_is_there_and_carry_their_record() {
     assert_eq!(parameters.get("Model hash"), Some(&digest[..10]));
     assert!(engine::Target::new(Path::new("picture.gif")).unwrap_err().to_string().contains(".gif"));
 }
+
+#[test]
+fn a_session_that_keeps_its_networks_gives_the_same_pictures() {
+    let (request, _) = first();
+    let mut session = engine::Session::open(&request, true).unwrap();
+    let mut text_only = request.clone();
+    text_only.faces.clear();
+    let mut adapter_only = request.clone();
+    adapter_only.identitynet_scale = 0.0;
+    for request in [&request, &text_only, &adapter_only, &request] {
+        let kept = session.generate(request, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(kept.pictures[0].rgb, run(request).pictures[0].rgb);
+    }
+    let mut elsewhere = request.clone();
+    elsewhere.models.base = "/nowhere".into();
+    assert!(session.generate(&elsewhere, &mut |_| ControlFlow::Continue(())).is_err());
+    let mut without_face = engine::Session::open(&text_only, true).unwrap();
+    let refused = without_face.generate(&request, &mut |_| ControlFlow::Continue(()));
+    assert!(refused.err().unwrap().to_string().contains("without a face"));
+}

@@ -241,7 +241,7 @@ fn read(path: &Path) -> Result<Option<String>> {
     let size = match std::fs::metadata(path) {
         Ok(data) => data.len(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::file(path)(e)),
+        Err(e) => return Err(Error::unread(path)(e)),
     };
     if size > MAX_FILE_BYTES {
         return Error::refused(format!(
@@ -249,10 +249,12 @@ fn read(path: &Path) -> Result<Option<String>> {
             path.display()
         ));
     }
-    std::fs::read_to_string(path).map(Some).map_err(Error::file(path))
+    std::fs::read_to_string(path).map(Some).map_err(Error::unread(path))
 }
 
 fn read_json(path: &Path) -> Result<Option<Value>> {
     let Some(text) = read(path)? else { return Ok(None) };
-    serde_json::from_str(&text).map(Some).map_err(|e| Error::Refused(format!("{}: {e}", path.display())))
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|e| Error::Refused(format!("{} is not valid JSON: {e}", path.display())))
 }

@@ -79,7 +79,7 @@ pub fn parse(prompt: &str, syntax: Syntax) -> Result<Vec<Piece>> {
     square.into_iter().for_each(|start| multiply(&mut pieces, Some(start), SQUARE));
     if let Some((_, w)) = pieces.iter().find(|(text, w)| text.is_some() && w.abs() > MAX_WEIGHT) {
         return Error::refused(format!(
-            "nested brackets of the prompt multiply to the weight {w:.0}; at most {MAX_WEIGHT} can be used"
+            "nested brackets of the prompt multiply to the weight {w:.3e}; at most {MAX_WEIGHT} can be used"
         ));
     }
     Ok(merge(pieces))

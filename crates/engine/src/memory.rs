@@ -1,0 +1,79 @@
+//! How much memory a request takes at the least, so that what cannot fit is refused at once in a sentence, rather than
+//! killed by the system after minutes of work.
+//!
+//! Only what is certain is counted: weights, the skip connections of the UNet with IdentityNet's beside them, the widest
+//! activations of UNet and VAE, and the finished pictures.
+
+use crate::generate::{TILE, UNTILED_PIXELS};
+use crate::plan::Plan;
+use crate::request::Request;
+use crate::stack::Stack;
+use crate::{Error, Result};
+use nets::{EncoderConfig, VaeConfig};
+use tensor::DType;
+
+/// Refuses what clearly needs more than the memory that is there.
+pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()> {
+    let Some(there) = request.memory else { return Ok(()) };
+    let need = need(plan, stack);
+    if need <= there {
+        return Ok(());
+    }
+    let advice = match plan.compute.dtype {
+        DType::F32 => "a smaller --size, fewer pictures or --precision bf16 need less",
+        _ => "a smaller --size or fewer pictures need less",
+    };
+    Error::refused(format!(
+        "--size {}x{} in {} needs at least {} of memory with these models, and {} are free; {advice}",
+        plan.width,
+        plan.height,
+        plan.precision,
+        human(need),
+        human(there)
+    ))
+}
+
+fn need(plan: &Plan, stack: &Stack) -> u64 {
+    let (unet, vae, beside) = stack.sizes();
+    let pixels = u64::from(plan.width) * u64::from(plan.height);
+    let latent = pixels / u64::from(stack.vae_factor()).pow(2);
+    let halves = if plan.is_guided() { 2 } else { 1 };
+    let weights = stack.parameters(plan.identity.is_some()) as u64 * bytes(plan.compute.dtype);
+    let denoise = weights + step(&unet.encoder, beside, halves * latent, plan.compute.dtype);
+    let text = stack.text_parameters() as u64 * bytes(DType::F32);
+    let pictures = plan.seeds.len() as u64 * pixels * 3;
+    denoise.max(text).max(pictures + decode(vae, pixels))
+}
+
+/// Activations of a denoising step for a batch of `pixels` latent pixels in all.
+fn step(encoder: &EncoderConfig, beside: bool, pixels: u64, dtype: DType) -> u64 {
+    let levels = encoder.levels.iter().enumerate();
+    let skips: u64 = levels.map(|(i, level)| ((level.width * level.layers) as u64 * pixels) >> (2 * i)).sum();
+    // The last block of the way up joins its input and a skip connection, and normalises both.
+    let widest = 4 * encoder.levels.first().map_or(0, |level| level.width as u64) * pixels;
+    (skips * if beside { 2 } else { 1 } + widest) * bytes(dtype)
+}
+
+/// Activations of the decoder in f32, and the picture as it leaves it.
+fn decode(vae: &VaeConfig, pixels: u64) -> u64 {
+    let tile = (TILE.0 * vae.zoom()) as u64;
+    let at_once = if pixels > UNTILED_PIXELS { pixels.min(tile * tile) } else { pixels };
+    // The last level takes the width of the one before it, and gives its own.
+    let widths = vae.block_out_channels.iter().take(2).map(|c| *c as u64).sum::<u64>();
+    (at_once * widths + pixels * 2 * 3) * bytes(DType::F32)
+}
+
+fn bytes(dtype: DType) -> u64 {
+    match dtype {
+        DType::F32 => 4,
+        DType::BF16 | DType::F16 => 2,
+    }
+}
+
+/// Bytes as people say them.
+fn human(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{:.0} MB", (bytes as f64 / 1e6).ceil()),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

@@ -1,0 +1,135 @@
+//! Networks built from a stack: each when it is first needed, and kept or dropped after its stage.
+
+use crate::plan::Compute;
+use crate::request::{ModelPaths, Request};
+use crate::stack::Stack;
+use crate::{Error, Result};
+use faces::FaceAnalyzer;
+use nets::{ClipText, ControlNet, Resampler, UNet, Vae};
+use tensor::Device;
+
+/// The files of a stack and the networks built from them so far. One session makes one picture after another; it
+/// belongs to one thread.
+pub struct Session {
+    pub(crate) stack: Stack,
+    models: ModelPaths,
+    keep: bool,
+    /// With what the denoising networks were built.
+    compute: Option<Compute>,
+    analyzer: Option<FaceAnalyzer>,
+    text: Vec<Option<ClipText>>,
+    resampler: Option<Resampler>,
+    unet: Option<UNet>,
+    identitynet: Option<ControlNet>,
+    vae: Option<Vae>,
+}
+
+impl Session {
+    /// Opens the files that `request` needs. With `keep`, networks stay for later requests, which may need less than
+    /// the first but not more; without, each is dropped after its stage, for the least memory.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or of another kind, in a sentence that names it.
+    pub fn open(request: &Request, keep: bool) -> Result<Session> {
+        let stack = Stack::open(request)?;
+        let text = stack.tokenizers().iter().map(|_| None).collect();
+        Ok(Session {
+            stack,
+            models: request.models.clone(),
+            keep,
+            compute: None,
+            analyzer: None,
+            text,
+            resampler: None,
+            unet: None,
+            identitynet: None,
+            vae: None,
+        })
+    }
+
+    /// Refuses a request for which this session has not the files.
+    pub(crate) fn check(&self, request: &Request) -> Result<()> {
+        if request.models.base != self.models.base {
+            return Error::refused(format!(
+                "the session holds {}, not {}; open another one",
+                self.models.base.display(),
+                request.models.base.display()
+            ));
+        }
+        match request.wants_identity() && !self.stack.has_identity() {
+            true => Error::refused("the session was opened without a face; open another one"),
+            false => Ok(()),
+        }
+    }
+
+    /// Where the face networks go when the first photo needs them.
+    pub(crate) fn analyzer(&mut self) -> &mut Option<FaceAnalyzer> {
+        &mut self.analyzer
+    }
+
+    pub(crate) fn text_encoder(&mut self, i: usize, device: &Device) -> Result<&ClipText> {
+        if !self.keep {
+            // One encoder at a time.
+            self.text.iter_mut().for_each(|encoder| *encoder = None);
+            tensor::trim();
+        }
+        let Session { stack, text, .. } = self;
+        built(&mut text[i], || stack.text_encoder(i, device))
+    }
+
+    pub(crate) fn resampler(&mut self, device: &Device) -> Result<Option<&Resampler>> {
+        let Session { stack, resampler, .. } = self;
+        match stack.has_identity() {
+            true => built(resampler, || stack.resampler(device)).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// The denoising networks: the UNet, with the identity branch if asked for, and IdentityNet if asked for.
+    pub(crate) fn denoisers(
+        &mut self,
+        compute: Compute,
+        branch: bool,
+        identitynet: bool,
+    ) -> Result<(&UNet, Option<&ControlNet>)> {
+        if self.compute.is_some_and(|built| built != compute) {
+            (self.unet, self.identitynet) = (None, None);
+        }
+        self.compute = Some(compute);
+        // A kept UNet has the branch from the start, as a later request may want it; weight 0 costs it nothing.
+        let branch = branch || (self.keep && self.stack.has_identity());
+        let Session { stack, unet, identitynet: net, .. } = self;
+        if unet.as_ref().is_some_and(|unet| branch && !unet.has_identity()) {
+            *unet = None;
+        }
+        let unet = built(unet, || stack.unet(compute, branch))?;
+        let net = match identitynet {
+            true => Some(built(net, || stack.identitynet(compute))?),
+            false => None,
+        };
+        Ok((unet, net))
+    }
+
+    pub(crate) fn vae(&mut self, device: &Device) -> Result<&Vae> {
+        let Session { stack, vae, .. } = self;
+        built(vae, || stack.vae(device))
+    }
+
+    /// Ends a stage: drops its networks unless they are kept, and gives memory back.
+    pub(crate) fn release(&mut self) {
+        if !self.keep {
+            self.text.iter_mut().for_each(|encoder| *encoder = None);
+            // The VAE stays: it is small, and needed at the end.
+            (self.resampler, self.unet, self.identitynet) = (None, None, None);
+            tensor::trim();
+        }
+    }
+}
+
+/// What the slot holds, built first if it holds nothing.
+fn built<T>(slot: &mut Option<T>, build: impl FnOnce() -> Result<T>) -> Result<&T> {
+    match slot {
+        Some(network) => Ok(network),
+        None => Ok(slot.insert(build()?)),
+    }
+}
