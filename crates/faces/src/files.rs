@@ -1,11 +1,25 @@
 //! Reading only what is a file, and writing whole or not at all.
 
+use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
+/// Whether a photo or saved identity can be opened, before anything is looked for that would make use of it.
+///
+/// # Errors
+/// The file is not there, no file, or closed to this user.
+pub fn readable(path: &Path) -> Result<()> {
+    open_regular(path).map(drop).map_err(|reason| unread(path, reason))
+}
+
+/// The refusal of a photo that cannot be read.
+pub(crate) fn unread(path: &Path, reason: String) -> Error {
+    Error::Io { what: "the photo", path: path.to_owned(), action: "read", reason }
+}
+
 /// Opens a regular file for reading: a pipe or device would block or never end.
-pub(crate) fn open_regular(path: &Path) -> Result<File, String> {
+pub(crate) fn open_regular(path: &Path) -> std::result::Result<File, String> {
     let plain = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => "no such file".to_owned(),
         _ => e.to_string(),

@@ -134,7 +134,9 @@ fn parse(bytes: &[u8]) -> std::result::Result<Identity, String> {
     let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let embedding = floats(&file, "embedding", None)?.ok_or_else(|| {
-        let names: Vec<String> = file.names().into_iter().take(5).map(crate::onnx::clean).collect();
+        let mut names = file.names();
+        names.sort_unstable();
+        let names: Vec<String> = names.into_iter().take(5).map(crate::onnx::clean).collect();
         format!(
             "has no tensor `embedding`; it holds {}",
             if names.is_empty() { "nothing".into() } else { names.join(", ") }

@@ -39,6 +39,7 @@ pub use average::{Averaged, Read, SAME_PERSON, SourceReport, average};
 pub use detect::{DETECTION_SIDE, Detection, Detections, Scrfd};
 pub use embed::{ArcFace, align, cosine};
 pub use error::{Error, Result};
+pub use files::readable;
 pub use fit::{WorkingSize, prepare_like_reference, resize_lanczos_like_pillow, resize_like_pillow};
 pub use identity::Identity;
 pub use image::RgbImage;

@@ -49,7 +49,7 @@ impl Photo {
 
     /// Reads a file.
     pub fn open_with(path: &Path, limits: &PhotoLimits) -> Result<Photo> {
-        let io = |reason: String| Error::Io { what: "the photo", path: path.to_owned(), action: "read", reason };
+        let io = |reason: String| crate::files::unread(path, reason);
         let file = crate::files::open_regular(path).map_err(io)?;
         let mut bytes = Vec::new();
         file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| io(e.to_string()))?;

@@ -11,6 +11,8 @@ use crate::table::Weights;
 
 /// The two halves of an adapter file.
 pub struct IpAdapter {
+    /// All of the file; marks are shared with the halves.
+    pub file: Weights,
     /// The projection of the image or face embedding: `latents`, `layers.0.0.to_q.weight`, ...
     pub image_proj: Weights,
     /// Keys and values by the number of the attention processor: `1.to_k_ip.weight`, ...
@@ -38,7 +40,7 @@ pub fn ip_adapter(path: &Path) -> Result<IpAdapter> {
     }
     let sidecar = path.with_extension("json");
     let config = if sidecar.is_file() { Some(read_json(&sidecar)?) } else { from_metadata(&weights) };
-    Ok(IpAdapter { image_proj, ip_adapter, config })
+    Ok(IpAdapter { file: weights, image_proj, ip_adapter, config })
 }
 
 /// Metadata values are strings; those that are JSON (numbers, or a whole configuration under `config`) are read as such.
