@@ -18,8 +18,7 @@ fn step(args: &StepArgs) -> Result<(), Fault> {
     if let Some(DeviceArg::Cuda(n)) = args.device {
         return Err(Fault::Given(format!("--device cuda:{n} is not supported by this build; use auto or cpu")));
     }
-    let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-    let size = args.size.map_or((1024, 1024), |size| (side(size.width), side(size.height)));
+    let size = args.size.map_or((1024, 1024), |size| (size.width, size.height));
     let config = args.config.as_deref().unwrap_or("sdxl");
     let found = engine::bench_step(config, size, precision(args.precision), args.repeat.unwrap_or(3).into())?;
     let peak = peak_memory_mb().unwrap_or(found.tensor_peak_mb);

@@ -10,13 +10,17 @@ use serde_json::{Value, json};
 
 use crate::cli::{DeviceArg, GenerateArgs, PrecisionArg, RngArg};
 use crate::fault::Fault;
-use crate::{models, output, threads};
+use crate::{memory, models, output, threads};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Fault> {
     threads::limit(args.threads)?;
     let config = models::config()?;
-    let request = request(args, &config)?;
+    let mut request = request(args, &config);
+    // What was given comes before what is missing: a photo that is not there is named even where no model is.
+    request.check()?;
     let target = engine::Target::new(args.output.as_deref().unwrap_or(Path::new(".")))?;
+    args.save_latent.as_deref().map(engine::Target::check_file).transpose()?;
+    request.models = model_paths(args, &config, &request)?;
     let output = make(&request)?;
     let mut images = Vec::new();
     for picture in &output.pictures {
@@ -29,7 +33,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Fault> {
     tell(args, &output, &images)
 }
 
-fn request(args: &GenerateArgs, config: &HubConfig) -> Result<Request, Fault> {
+fn request(args: &GenerateArgs, config: &HubConfig) -> Request {
     let mut request = Request::new(args.prompt.clone(), ModelPaths::default());
     request.negative = args.negative.clone();
     request.plain_prompt = args.plain_prompt;
@@ -47,8 +51,7 @@ fn request(args: &GenerateArgs, config: &HubConfig) -> Result<Request, Fault> {
     request.steps = args.steps.unwrap_or(request.steps);
     request.guidance = args.guidance.unwrap_or(request.guidance);
     request.sampler = args.sampler.clone();
-    let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-    request.size = args.size.map(|size| (side(size.width), side(size.height)));
+    request.size = args.size.map(|size| (size.width, size.height));
     request.seed = args.seed;
     request.count = args.count.unwrap_or(request.count);
     request.rng = match args.rng {
@@ -57,9 +60,9 @@ fn request(args: &GenerateArgs, config: &HubConfig) -> Result<Request, Fault> {
     };
     request.device = device(args.device);
     request.precision = precision(args.precision);
-    request.models = model_paths(args, config, &request)?;
+    request.memory = memory::available();
     request.digest_cache = config.models.as_ref().and_then(|m| Some(m.parent()?.join("digests.json")));
-    Ok(request)
+    request
 }
 
 pub(crate) fn device(arg: Option<DeviceArg>) -> DeviceChoice {

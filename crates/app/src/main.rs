@@ -5,8 +5,10 @@ mod cli;
 mod faces;
 mod fault;
 mod generate;
+mod memory;
 mod models;
 mod output;
+mod panics;
 mod threads;
 
 use std::process::ExitCode;
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    match run(&cli) {
+    match panics::contained(|| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => report(&fault),
     }

@@ -83,6 +83,11 @@ pub fn locate(config: &HubConfig, role: Role, given: Option<&str>) -> Result<Fou
     };
     match lacks(role, &found.path) {
         None => Ok(found),
+        // Nothing can be pulled into a folder that the user named.
+        Some(lacks) if found.place == Place::Given => {
+            let given = given.unwrap_or_default().to_string();
+            Err(Error::Given { flag: role.flag(), given, why: format!("is incomplete: it lacks {lacks}") })
+        }
         Some(lacks) => {
             let pull = catalog::default_for(role).name.to_string();
             Err(Error::Incomplete { what: role.what(), folder: found.path, lacks, pull })

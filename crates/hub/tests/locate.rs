@@ -168,6 +168,13 @@ fn what_is_lacking_is_said() {
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(error.is_given(), by_user, "{error}");
     }
+    let machine = Machine::with(&files("half", &["model_index.json", "vae/a.safetensors"]));
+    let given = machine.path("half").to_string_lossy().into_owned();
+    let error = locate(&machine.config(), Role::Base, Some(&given)).unwrap_err();
+    assert!(
+        error.is_given() && error.to_string().ends_with("is incomplete: it lacks the weights in `unet`"),
+        "{error}"
+    );
     let machine = Machine::with(&files("faces", &["readme.txt"]));
     let given = machine.path("faces").to_string_lossy().into_owned();
     let error = locate(&machine.config(), Role::FaceModels, Some(&given)).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 
+use super::values::{repeats, threads};
 use super::{DeviceArg, PrecisionArg, SizeArg};
 
 #[derive(Args, Debug)]
@@ -25,7 +26,7 @@ pub(crate) struct StepArgs {
     pub(crate) config: Option<String>,
 
     /// Width and height of the picture in pixels. [default: 1024x1024]
-    #[arg(long, value_name = "WxH")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true)]
     pub(crate) size: Option<SizeArg>,
 
     /// auto, cpu or cuda:N. [default: auto]
@@ -37,11 +38,11 @@ pub(crate) struct StepArgs {
     pub(crate) precision: Option<PrecisionArg>,
 
     /// Steps to measure after the first; the middle one is told. [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = repeats, allow_negative_numbers = true)]
     pub(crate) repeat: Option<u16>,
 
     /// Threads on the CPU. [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<u16>,
 
     /// Prints {"step_ms", "first_step_ms", "tflop_per_s", "share_of_peak", "peak_memory_mb"} on stdout.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::values::{threads, whole};
+
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER)]
 pub(crate) struct FacesArgs {
@@ -17,7 +19,7 @@ pub(crate) struct FacesArgs {
 
     /// Takes only this face of each photo, counted from 0, the largest first. [default: all are listed;
     /// --draw-keypoints and --save take the largest]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true)]
     pub(crate) face_index: Option<usize>,
 
     /// Writes the photo with boxes, keypoints and numbers drawn in. For one photo.
@@ -33,7 +35,7 @@ pub(crate) struct FacesArgs {
     pub(crate) save: Option<PathBuf>,
 
     /// Threads on the CPU. [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<u16>,
 
     /// Prints {"photo", "faces": [{"bbox", "det_score", "kps", "embedding"}]} on stdout, a list of these for several

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::finite;
+use super::values::{finite, seed, threads, whole};
 use super::{DeviceArg, PrecisionArg, RngArg, SizeArg};
 
 #[derive(Args, Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) face: Vec<PathBuf>,
 
     /// Which face of each photo, counted from 0, the largest first. [default: 0, the largest]
-    #[arg(long, value_name = "N", help_heading = "The person")]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "The person")]
     pub(crate) face_index: Option<usize>,
 
     /// Takes the place and pose of the face from another photo or identity. [default: the first --face]
@@ -57,11 +57,11 @@ pub(crate) struct GenerateArgs {
     pub(crate) plain_prompt: bool,
 
     /// Width and height in pixels, each a multiple of 8. [default: what the model was made for, 1024x1024 for SDXL]
-    #[arg(long, value_name = "WxH", help_heading = "The picture")]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true, help_heading = "The picture")]
     pub(crate) size: Option<SizeArg>,
 
     /// Steps of the sampler. [default: 30]
-    #[arg(long, value_name = "N", help_heading = "The picture")]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) steps: Option<usize>,
 
     /// How closely the prompt is followed; 1 switches guidance off and halves the work. [default: 5]
@@ -74,11 +74,11 @@ pub(crate) struct GenerateArgs {
     pub(crate) sampler: Option<String>,
 
     /// The same seed and settings give the same picture. [default: drawn, and told]
-    #[arg(long, value_name = "N", help_heading = "The picture")]
+    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) seed: Option<u64>,
 
     /// Makes so many pictures, with seeds that count up. [default: 1]
-    #[arg(long, value_name = "N", help_heading = "The picture")]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) count: Option<usize>,
 
     /// Whose noise a seed stands for. [default: cpu]
@@ -111,12 +111,12 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
     pub(crate) device: Option<DeviceArg>,
 
-    /// The numbers to compute with. [default: auto]
+    /// The numbers to compute with; auto takes f32 for small models and bf16 for large ones. [default: auto]
     #[arg(long, value_name = "KIND", value_enum, help_heading = "The machine")]
     pub(crate) precision: Option<PrecisionArg>,
 
     /// Threads on the CPU. [default: one for each core]
-    #[arg(long, value_name = "N", help_heading = "The machine", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true, help_heading = "The machine")]
     pub(crate) threads: Option<u16>,
 
     /// A file, or a folder for generated names. A name that exists gets a number, nothing is overwritten.
@@ -128,7 +128,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE", help_heading = "The result")]
     pub(crate) save_latent: Option<PathBuf>,
 
-    /// Prints {"images": [{"path", "seed"}], "plan", "timings"} on stdout.
+    /// Prints {"images": [{"path", "seed"}], "plan", "photos", "timings"} on stdout.
     #[arg(long, help_heading = "The result")]
     pub(crate) json: bool,
 }

@@ -31,7 +31,7 @@ impl FromStr for DeviceArg {
 /// The numbers that networks compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PrecisionArg {
-    /// bf16 where the device has it, else f32.
+    /// f32 for small models, bf16 for those whose f32 weights would fill an ordinary machine.
     Auto,
     /// 32 bits: exact to the reference.
     F32,
@@ -53,8 +53,8 @@ pub(crate) enum RngArg {
 /// A picture's width and height in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SizeArg {
-    pub(crate) width: usize,
-    pub(crate) height: usize,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
 }
 
 impl FromStr for SizeArg {
@@ -78,6 +78,32 @@ pub(crate) fn finite(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A whole number; its range is the plan's business.
+pub(crate) fn whole(text: &str) -> Result<usize, String> {
+    text.trim().parse().map_err(|_| "it must be a whole number such as 1 or 30".to_string())
+}
+
+/// A seed. Minus one, which asks other programs for a drawn one, is explained.
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
+    let sentence = || format!("it must be a whole number from 0 to {}; without --seed one is drawn", u64::MAX);
+    text.trim().parse().map_err(|_| sentence())
+}
+
+/// A number of threads.
+pub(crate) fn threads(text: &str) -> Result<u16, String> {
+    within(text, 1, 1024)
+}
+
+/// A number of measured steps.
+pub(crate) fn repeats(text: &str) -> Result<u16, String> {
+    within(text, 1, 1000)
+}
+
+fn within(text: &str, low: u16, high: u16) -> Result<u16, String> {
+    let number = text.trim().parse().ok().filter(|number| (low..=high).contains(number));
+    number.ok_or_else(|| format!("it must be a whole number from {low} to {high}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,13 +111,18 @@ mod tests {
     #[test]
     fn values_are_read_or_explained() {
         assert_eq!("1024x768".parse(), Ok(SizeArg { width: 1024, height: 768 }));
-        for wrong in ["1024", "x", "1024x", "-1x5", "1e3x5", ""] {
+        for wrong in ["1024", "x", "1024x", "-1x5", "1e3x5", "", "4294967296x64"] {
             assert!(wrong.parse::<SizeArg>().is_err(), "{wrong}");
         }
         assert_eq!("CUDA:1".parse(), Ok(DeviceArg::Cuda(1)));
         for wrong in ["gpu", "cuda:", "cuda:-1", "cuda:x"] {
             assert!(wrong.parse::<DeviceArg>().is_err(), "{wrong}");
         }
+        assert_eq!((whole("30"), seed("18446744073709551615"), threads("1024")), (Ok(30), Ok(u64::MAX), Ok(1024)));
+        for wrong in ["-1", "1.5", "", "99999999999999999999"] {
+            assert!(whole(wrong).is_err() && seed(wrong).is_err() && threads(wrong).is_err(), "{wrong}");
+        }
+        assert!(threads("0").is_err() && repeats("1001").is_err());
         assert_eq!(finite("0.8"), Ok(0.8));
         for wrong in ["nan", "inf", "-inf", "1e99", "a"] {
             assert!(finite(wrong).is_err(), "{wrong}");
