@@ -36,9 +36,8 @@ pub struct VaeConfig {
     pub mid_block_add_attention: bool,
     /// The diffusion's latent is the encoder's times this.
     pub scaling_factor: f32,
-    /// Taken from the encoder's latent before scaling.
-    pub shift_factor: f32,
-    /// For each channel: mean and deviation, in place of the shift.
+    /// For each channel: mean and deviation, beside the scaling. A `shift_factor` is of later models; the pipelines of
+    /// Stable Diffusion leave it aside, and so it is here.
     pub latents_mean_std: Option<(Vec<f32>, Vec<f32>)>,
     /// The picture size that the model was made for; diffusers' tile size.
     pub sample_size: usize,
@@ -83,7 +82,6 @@ impl VaeConfig {
             use_post_quant_conv: fields.flag("use_post_quant_conv", true)?,
             mid_block_add_attention: fields.flag("mid_block_add_attention", true)?,
             scaling_factor: fields.number("scaling_factor", 0.18215)?,
-            shift_factor: fields.number("shift_factor", 0.0)?,
             latents_mean_std: mean.zip(std),
             force_upcast: fields.flag("force_upcast", true)?,
             sample_size,
@@ -146,7 +144,6 @@ impl VaeConfig {
             use_post_quant_conv: true,
             mid_block_add_attention: true,
             scaling_factor: 0.18215,
-            shift_factor: 0.0,
             latents_mean_std: None,
             sample_size: 512,
             force_upcast: true,
@@ -186,7 +183,7 @@ impl VaeConfig {
                 let c = i % mean.len();
                 *x = f(*x, mean[c], std[c]);
             }),
-            None => values.iter_mut().for_each(|x| *x = f(*x, self.shift_factor, 1.0)),
+            None => values.iter_mut().for_each(|x| *x = f(*x, 0.0, 1.0)),
         }
         Ok(Tensor::from_f32(latent.device(), DType::F32, latent.shape(), &values)?)
     }
