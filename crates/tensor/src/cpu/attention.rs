@@ -98,6 +98,12 @@ impl<T: Element> Rows<T> for HeadRows<'_, T> {
         let start = self.base + row * self.width + from;
         out.copy_from_slice(&self.data[start..start + out.len()]);
     }
+
+    #[inline]
+    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
+        let start = self.base + row * self.width + from;
+        self.data.get(start..start + len)
+    }
 }
 
 /// Memory of a thread.
@@ -222,7 +228,9 @@ fn pass<T: Product>(
                     unsafe { std::slice::from_raw_parts_mut(staged.as_mut_ptr().cast::<T>(), width * T::PER_UNIT) };
                 convert_row(&line[..width * T::PER_UNIT], staged);
             }
-            interleave(&scratch.staged[..MR * width], width, &mut scratch.weights[..MR * width]);
+            let lines = std::array::from_fn(|r| scratch.staged[r * width..].as_ptr());
+            // SAFETY: the staged lines have `width` units each.
+            unsafe { interleave(lines, width, &mut scratch.weights[..MR * width]) };
             for panel in 0..panels {
                 let b = &values[(panel * value_units + key / T::PER_UNIT) * NR..][..width * NR];
                 let c = scratch.sum[group * MR * stride + panel * NR..].as_mut_ptr();

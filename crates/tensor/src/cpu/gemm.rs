@@ -113,6 +113,11 @@ pub(crate) fn pack_panel<T: Product>(
 pub(crate) trait Rows<T>: Sync {
     /// Copies elements `from .. from + out.len()` of `row`, zeros where there are none.
     fn copy(&self, row: usize, from: usize, out: &mut [T]);
+
+    /// Elements `from .. from + len` of `row` where they lie together as they are, which saves the copy.
+    fn in_place(&self, _row: usize, _from: usize, _len: usize) -> Option<&[T]> {
+        None
+    }
 }
 
 /// Rows of a matrix in memory, `depth` elements each.
@@ -126,6 +131,11 @@ impl<T: Element> Rows<T> for MatrixRows<'_, T> {
     fn copy(&self, row: usize, from: usize, out: &mut [T]) {
         let start = row * self.depth + from;
         out.copy_from_slice(&self.data[start..start + out.len()]);
+    }
+
+    #[inline]
+    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
+        self.data.get(row * self.depth + from..row * self.depth + from + len)
     }
 }
 
@@ -237,25 +247,37 @@ pub(crate) fn pack_rows<T: Product>(
 ) {
     let from = unit * T::PER_UNIT;
     let elements = (count * T::PER_UNIT).min(depth - from);
-    for r in 0..MR {
-        let line = &mut staged[r * count..(r + 1) * count];
+    let mut lines = [staged.as_ptr(); MR];
+    for (r, staged) in staged.chunks_exact_mut(count).take(MR).enumerate() {
+        lines[r] = staged.as_ptr();
         if first + r >= end {
-            line.fill(0);
+            staged.fill(0);
             continue;
         }
-        if let Some(last) = line.last_mut() {
-            *last = 0; // the second half of an odd last pair
+        // An odd last pair lacks its second half in place.
+        if elements == count * T::PER_UNIT
+            && let Some(line) = left.in_place(first + r, from, elements)
+        {
+            lines[r] = line.as_ptr().cast();
+            continue;
+        }
+        if let Some(last) = staged.last_mut() {
+            *last = 0;
         }
         // SAFETY: a line of u32 is `count * PER_UNIT` elements of T, aligned for it.
-        let line = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), elements) };
+        let line = unsafe { std::slice::from_raw_parts_mut(staged.as_mut_ptr().cast::<T>(), elements) };
         left.copy(first + r, from, line);
     }
-    interleave(&staged[..MR * count], count, packed);
+    // SAFETY: every line has `count` units, in `staged` or in place.
+    unsafe { interleave(lines, count, packed) };
 }
 
 /// Transposes `MR` lines of `count` units into `count` groups of `MR`.
-pub(crate) fn interleave(lines: &[u32], count: usize, packed: &mut [u32]) {
-    assert!(lines.len() == MR * count && packed.len() == MR * count);
+///
+/// # Safety
+/// Each line has `count` units, aligned or not.
+pub(crate) unsafe fn interleave(lines: [*const u32; MR], count: usize, packed: &mut [u32]) {
+    assert!(packed.len() == MR * count);
     // Whole groups of four units go through registers where there are any.
     let done = if cfg!(target_arch = "x86_64") { count / 4 * 4 } else { 0 };
     #[cfg(target_arch = "x86_64")]
@@ -263,10 +285,9 @@ pub(crate) fn interleave(lines: &[u32], count: usize, packed: &mut [u32]) {
         use std::arch::x86_64::*;
         for unit in (0..done).step_by(4) {
             for r in (0..MR).step_by(4) {
-                // SAFETY: SSE2 is part of x86-64; all addresses lie in the two slices.
+                // SAFETY: SSE2 is part of x86-64; all addresses lie in the lines and in `packed`.
                 unsafe {
-                    let line =
-                        |i: usize| _mm_castsi128_ps(_mm_loadu_si128(lines.as_ptr().add((r + i) * count + unit).cast()));
+                    let line = |i: usize| _mm_castsi128_ps(_mm_loadu_si128(lines[r + i].add(unit).cast()));
                     let (mut a, mut b, mut c, mut d) = (line(0), line(1), line(2), line(3));
                     _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
                     for (i, x) in [a, b, c, d].into_iter().enumerate() {
@@ -277,8 +298,9 @@ pub(crate) fn interleave(lines: &[u32], count: usize, packed: &mut [u32]) {
         }
     }
     for unit in done..count {
-        for r in 0..MR {
-            packed[unit * MR + r] = lines[r * count + unit];
+        for (r, line) in lines.iter().enumerate() {
+            // SAFETY: as the caller promised.
+            packed[unit * MR + r] = unsafe { line.add(unit).read_unaligned() };
         }
     }
 }
