@@ -44,12 +44,12 @@ fn request(args: &GenerateArgs, config: &HubConfig) -> Request {
         (None, Some(path)) => Some(Pose::Map(path.clone())),
         (None, None) => None,
     };
-    request.identitynet_scale = args.identitynet_scale.unwrap_or(request.identitynet_scale);
-    request.ip_adapter_scale = args.ip_adapter_scale.unwrap_or(request.ip_adapter_scale);
+    request.identitynet_scale = args.identitynet_scale;
+    request.ip_adapter_scale = args.ip_adapter_scale;
     request.identitynet_start = args.identitynet_start.unwrap_or(request.identitynet_start);
     request.identitynet_end = args.identitynet_end.unwrap_or(request.identitynet_end);
-    request.steps = args.steps.unwrap_or(request.steps);
-    request.guidance = args.guidance.unwrap_or(request.guidance);
+    request.steps = args.steps;
+    request.guidance = args.guidance;
     request.sampler = args.sampler.clone();
     request.size = args.size.map(|size| (size.width, size.height));
     request.seed = args.seed;
@@ -91,7 +91,7 @@ fn model_paths(args: &GenerateArgs, config: &HubConfig, request: &Request) -> Re
         base: find(Role::Base, &args.model)?,
         config: args.model_config.clone(),
         ip_adapter: when(identity, Role::IpAdapter, &args.ip_adapter)?,
-        identitynet: when(identity && request.identitynet_scale != 0.0, Role::IdentityNet, &args.identitynet)?,
+        identitynet: when(identity && request.wants_identitynet(), Role::IdentityNet, &args.identitynet)?,
         face_models: when(request.needs_face_models(), Role::FaceModels, &args.face_models)?,
     })
 }

@@ -66,6 +66,9 @@ impl Session {
         self.check(request)?;
         let mut clock = Clock::default();
         clock.begin(Stage::Faces, observe)?;
+        for note in self.stack.about.notes(request) {
+            go_on(observe(Event::Note(note)))?;
+        }
         let subject = Subject::resolve(request, self.analyzer())?;
         let mut plan = Plan::resolve(request, &self.stack, subject.as_ref())?;
         let digests = start_digests(request, &self.stack);

@@ -11,6 +11,7 @@ mod event;
 mod files;
 mod request;
 
+mod about;
 mod session;
 mod stack;
 mod subject;
@@ -37,6 +38,6 @@ pub use error::{Error, Result};
 pub use event::{Event, Observer, Stage};
 pub use generate::{Output, Picture, generate};
 pub use plan::{IdentityPlan, ModelRecord, Plan};
-pub use request::{DeviceChoice, ModelPaths, Pose, Precision, Request, Rng};
+pub use request::{DeviceChoice, Embedding, ModelPaths, Pose, Precision, Request, Rng};
 pub use save::Target;
 pub use session::Session;

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 pub const PARAMETERS: &str = "parameters";
 /// Key of the plan.
 pub const PLAN: &str = "sameface";
+/// Key of the truth about a picture that was drawn, as JSON.
+pub const DRAWN: &str = "sameface-cast";
 
 /// The web UI's text, taken apart or to be put together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -156,6 +158,17 @@ pub fn encode_png(width: u32, height: u32, rgb: &[u8], texts: &[(&str, &str)]) -
     writer.write_image_data(rgb).map_err(refuse)?;
     writer.finish().map_err(refuse)?;
     Ok(bytes)
+}
+
+/// The truth about a picture, if the file is one that was drawn.
+pub fn drawn(path: &std::path::Path) -> Option<serde_json::Value> {
+    /// A drawing of 2048 pixels has some megabytes.
+    const MOST_BYTES: u64 = 64 << 20;
+    // Pipes would block: only what is a file is read, and only what begins as a PNG does.
+    let about = std::fs::metadata(path).ok().filter(|about| about.is_file() && about.len() <= MOST_BYTES)?;
+    let bytes = (about.len() > 8).then(|| std::fs::read(path).ok()).flatten()?;
+    let texts = bytes.starts_with(b"\x89PNG").then(|| read_texts(&bytes).ok()).flatten()?;
+    texts.into_iter().find(|(key, _)| key == DRAWN).and_then(|(_, text)| serde_json::from_str(&text).ok())
 }
 
 /// The texts of a PNG file that stand before its picture data, by key.

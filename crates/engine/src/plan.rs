@@ -1,6 +1,6 @@
 //! What was decided: every default filled in, every size checked. The plan is also the record in the image.
 
-use crate::request::{DeviceChoice, Precision, Request, Rng};
+use crate::request::{DeviceChoice, Embedding, Precision, Request, Rng};
 use crate::samplers::Sampler;
 use crate::schedule::Schedule;
 use crate::stack::Stack;
@@ -12,6 +12,10 @@ use tensor::{DType, Device};
 
 /// Longest side in pixels; memory and time grow with its square and beyond.
 const MAX_SIDE: u32 = 8192;
+/// What InstantID was published with, for models that do not say otherwise.
+const STEPS: usize = 30;
+const GUIDANCE: f64 = 5.0;
+const SCALE: f64 = 0.8;
 /// Networks of at most this many parameters run in f32 by default.
 const SMALL: usize = 400_000_000;
 
@@ -78,6 +82,9 @@ pub struct IdentityPlan {
     pub keypoints: Option<faces::Keypoints>,
     /// How many photos the embedding is the mean of.
     pub photos: usize,
+    /// Whose embedding was put in place of the photos' own, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<&'static str>,
 }
 
 /// One model of the stack.
@@ -110,8 +117,11 @@ impl Plan {
             plain_prompt: request.plain_prompt,
             width,
             height,
-            steps: request.steps,
-            guidance: if stack.takes_guidance() { request.guidance } else { 1.0 },
+            steps: request.steps.or(stack.about.steps).unwrap_or(STEPS),
+            guidance: match stack.takes_guidance() {
+                true => request.guidance.or(stack.about.guidance).unwrap_or(GUIDANCE),
+                false => 1.0,
+            },
             sampler: sampler.name(),
             sampler_title: sampler.title(),
             scheduler: stack.scheduler().clone(),
@@ -126,7 +136,7 @@ impl Plan {
         // Settings that a sampler cannot work with are refused before anything is loaded.
         plan.schedule()?;
         if let Some(subject) = subject.filter(|_| request.wants_identity()) {
-            plan.identity = Some(identity(request, subject, (width, height))?);
+            plan.identity = Some(identity(request, stack, subject, (width, height))?);
         }
         memory::check(request, &plan, stack)?;
         Ok(plan)
@@ -152,14 +162,19 @@ impl Plan {
     }
 }
 
-fn identity(request: &Request, subject: &Subject, size: (u32, u32)) -> Result<IdentityPlan> {
+fn identity(request: &Request, stack: &Stack, subject: &Subject, size: (u32, u32)) -> Result<IdentityPlan> {
+    let scale = |said: Option<f64>, own: Option<f64>| said.or(own).unwrap_or(SCALE);
     Ok(IdentityPlan {
-        identitynet_scale: request.identitynet_scale,
-        ip_adapter_scale: request.ip_adapter_scale,
+        identitynet_scale: scale(request.identitynet_scale, stack.about.identitynet_scale),
+        ip_adapter_scale: scale(request.ip_adapter_scale, stack.about.ip_adapter_scale),
         identitynet_start: request.identitynet_start,
         identitynet_end: request.identitynet_end,
         keypoints: subject.keypoints_in(size)?,
         photos: subject.photos(),
+        embedding: request.embedding.as_ref().map(|embedding| match embedding {
+            Embedding::Zero => "nobody's",
+            Embedding::Of(_) => "another person's",
+        }),
     })
 }
 
@@ -173,7 +188,7 @@ fn size(request: &Request, stack: &Stack, subject: Option<&Subject>) -> Result<(
         (None, Some((w, h))) => (floor(w), floor(h)),
         (None, None) => stack.default_size(),
     };
-    let valid = |side: u32| (factor..=MAX_SIDE).contains(&side) && side % factor == 0;
+    let valid = |side: u32| (factor..=MAX_SIDE).contains(&side) && side.is_multiple_of(factor);
     if let Some(&side) = [width, height].iter().find(|side| !valid(**side)) {
         let near = floor(side.clamp(factor, MAX_SIDE));
         let nearest = match side {

@@ -55,6 +55,15 @@ pub enum Pose {
     Map(PathBuf),
 }
 
+/// An embedding in place of the faces' own, whose keypoints stay: the controls that show what identity rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Embedding {
+    /// Nobody: zeros, which is also what the negative half of guidance is told.
+    Zero,
+    /// Somebody else: a photo or a saved identity.
+    Of(PathBuf),
+}
+
 /// The files of the stack, already found on this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelPaths {
@@ -85,20 +94,22 @@ pub struct Request {
     pub face_index: Option<usize>,
     /// Keypoints from elsewhere.
     pub pose: Option<Pose>,
+    /// Another embedding than the faces' own.
+    pub embedding: Option<Embedding>,
     /// The files of the stack.
     pub models: ModelPaths,
-    /// Weight of IdentityNet's residuals.
-    pub identitynet_scale: f64,
-    /// Weight of the identity branch of cross-attention.
-    pub ip_adapter_scale: f64,
+    /// Weight of IdentityNet's residuals; by default what the model's files or InstantID say.
+    pub identitynet_scale: Option<f64>,
+    /// Weight of the identity branch of cross-attention; by default what the model's files or InstantID say.
+    pub ip_adapter_scale: Option<f64>,
     /// Share of the steps before which IdentityNet rests.
     pub identitynet_start: f64,
     /// Share of the steps after which IdentityNet rests.
     pub identitynet_end: f64,
-    /// Denoising steps.
-    pub steps: usize,
-    /// Classifier-free guidance; 1 or less switches it off.
-    pub guidance: f64,
+    /// Denoising steps; by default what the model's files or InstantID say.
+    pub steps: Option<usize>,
+    /// Classifier-free guidance; 1 or less switches it off. By default what the model's files or InstantID say.
+    pub guidance: Option<f64>,
     /// A sampler's name; by default what the model's scheduler says.
     pub sampler: Option<String>,
     /// Width and height in pixels; by default the size the model was made for.
@@ -120,7 +131,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request with the published defaults of InstantID.
+    /// A request in which nothing but the prompt is said.
     pub fn new(prompt: impl Into<String>, models: ModelPaths) -> Request {
         Request {
             prompt: prompt.into(),
@@ -129,13 +140,14 @@ impl Request {
             faces: Vec::new(),
             face_index: None,
             pose: None,
+            embedding: None,
             models,
-            identitynet_scale: 0.8,
-            ip_adapter_scale: 0.8,
+            identitynet_scale: None,
+            ip_adapter_scale: None,
             identitynet_start: 0.0,
             identitynet_end: 1.0,
-            steps: 30,
-            guidance: 5.0,
+            steps: None,
+            guidance: None,
             sampler: None,
             size: None,
             seed: None,
@@ -156,11 +168,11 @@ impl Request {
     /// The first thing that cannot be used, by name.
     pub fn check(&self) -> Result<()> {
         self.check_photos()?;
-        between("--steps", self.steps, 1, MAX_STEPS)?;
+        between("--steps", self.steps.unwrap_or(1), 1, MAX_STEPS)?;
         between("--count", self.count, 1, MAX_COUNT)?;
-        between("--guidance", self.guidance, 0.0, 100.0)?;
-        between("--identitynet-scale", self.identitynet_scale, 0.0, 10.0)?;
-        between("--ip-adapter-scale", self.ip_adapter_scale, 0.0, 10.0)?;
+        between("--guidance", self.guidance.unwrap_or(1.0), 0.0, 100.0)?;
+        between("--identitynet-scale", self.identitynet_scale.unwrap_or(1.0), 0.0, 10.0)?;
+        between("--ip-adapter-scale", self.ip_adapter_scale.unwrap_or(1.0), 0.0, 10.0)?;
         between("--identitynet-start", self.identitynet_start, 0.0, 1.0)?;
         between("--identitynet-end", self.identitynet_end, 0.0, 1.0)?;
         if self.identitynet_start > self.identitynet_end {
@@ -180,6 +192,9 @@ impl Request {
     }
 
     fn check_photos(&self) -> Result<()> {
+        if let Some(Embedding::Of(path)) = &self.embedding {
+            faces::readable(path)?;
+        }
         let unread = |path: &PathBuf| Some((path.display().to_string(), Err(faces::readable(path).err()?)));
         let unread: Vec<_> = self.faces.iter().filter_map(unread).collect();
         if !unread.is_empty() && unread.len() == self.faces.len() {
@@ -199,7 +214,17 @@ impl Request {
 
     /// Whether the request has a face that has any weight.
     pub fn wants_identity(&self) -> bool {
-        !self.faces.is_empty() && (self.identitynet_scale != 0.0 || self.ip_adapter_scale != 0.0)
+        !self.faces.is_empty() && (self.wants_identitynet() || self.wants_adapter())
+    }
+
+    /// Whether IdentityNet has any weight.
+    pub fn wants_identitynet(&self) -> bool {
+        self.identitynet_scale != Some(0.0)
+    }
+
+    /// Whether the identity branch of cross-attention has any weight.
+    pub(crate) fn wants_adapter(&self) -> bool {
+        self.ip_adapter_scale != Some(0.0)
     }
 
     /// Whether a photo has to be looked at, which takes the face models: saved identities do without.
@@ -208,7 +233,11 @@ impl Request {
             Some(Pose::Face(path)) => Some(path),
             _ => None,
         };
-        self.wants_identity() && self.faces.iter().chain(pose).any(|path| !faces::Identity::sniff(path))
+        let other = match &self.embedding {
+            Some(Embedding::Of(path)) => Some(path),
+            _ => None,
+        };
+        self.wants_identity() && self.faces.iter().chain(pose).chain(other).any(|path| !faces::Identity::sniff(path))
     }
 }
 

@@ -2,6 +2,7 @@
 //! Networks are built for the stage that needs them and dropped after it, so that the peak of memory is that of the
 //! denoising networks alone.
 
+use crate::about::About;
 use crate::plan::{Compute, ModelRecord};
 use crate::prompt::Tokenizer;
 use crate::request::{ModelPaths, Request};
@@ -35,6 +36,8 @@ pub struct Stack {
     vae_config: VaeConfig,
     text: Vec<TextPart>,
     scheduler: Value,
+    /// What a model says about itself beyond diffusers' files.
+    pub(crate) about: About,
     /// diffusers' `force_zeros_for_empty_prompt`: no negative prompt means zeros rather than the encoding of "".
     pub(crate) zeros_for_no_negative: bool,
     identitynet: Option<Part>,
@@ -83,7 +86,8 @@ impl Stack {
             }
         }
         let zeros = folder.entry("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true);
-        Ok(Stack { opened, ..Stack::new(unet, vae, text, folder.config("scheduler")?, zeros)? })
+        let about = About::open(path)?;
+        Ok(Stack { opened, about, ..Stack::new(unet, vae, text, folder.config("scheduler")?, zeros)? })
     }
 
     fn from_single_file(path: &Path, config: Option<&Path>) -> Result<Stack> {
@@ -155,6 +159,7 @@ impl Stack {
             vae_config,
             text,
             scheduler,
+            about: About::default(),
             zeros_for_no_negative,
             identitynet: None,
             adapter: None,
@@ -177,12 +182,12 @@ impl Stack {
         self.files.insert("ip_adapter".into(), (adapter.clone(), weight_files(adapter)));
         let adapter = weights::ip_adapter(adapter)?;
         self.opened.push(adapter.file.clone());
-        if request.ip_adapter_scale == 0.0 {
+        if !request.wants_adapter() {
             // Known, and not needed.
             adapter.ip_adapter.names().iter().for_each(|name| adapter.ip_adapter.root().ignore(name));
         }
         self.adapter = Some(adapter);
-        if request.identitynet_scale == 0.0 {
+        if !request.wants_identitynet() {
             return Ok(());
         }
         let Some(path) = &paths.identitynet else {

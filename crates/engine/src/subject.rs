@@ -1,6 +1,6 @@
 //! Who the picture shows: an embedding, keypoints, and where they came from.
 
-use crate::request::{Pose, Request};
+use crate::request::{Embedding, Pose, Request};
 use crate::{Error, Result};
 use faces::{FaceAnalyzer, Identity, Keypoints, Photo, PhotoLimits, RgbImage, SourceReport};
 use nets::Resampler;
@@ -40,7 +40,7 @@ impl Subject {
             .iter()
             .map(|path| (path.display().to_string(), identity_of(path, index, request, analyzer, &limits)))
             .collect();
-        let averaged = faces::average(read)?;
+        let mut averaged = faces::average(read)?;
         let mut notes: Vec<String> = averaged.reports.iter().flat_map(|r| r.notices.clone()).collect();
         notes.extend(
             averaged.reports.iter().filter_map(|r| Some(format!("{} is left out: {}", r.name, r.skipped.as_ref()?))),
@@ -54,6 +54,13 @@ impl Subject {
             }
             None => points(&averaged.identity, &request.faces[0])?,
         };
+        match &request.embedding {
+            Some(Embedding::Zero) => averaged.identity.embedding.fill(0.0),
+            Some(Embedding::Of(path)) => {
+                averaged.identity.embedding = identity_of(path, None, request, analyzer, &limits)?.0.embedding;
+            }
+            None => {}
+        }
         Ok(Some(Subject { identity: averaged.identity, pose, reports: averaged.reports, notes }))
     }
 

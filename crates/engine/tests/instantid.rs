@@ -18,11 +18,11 @@ fn request(case: &Value, folder: &Path, models: ModelPaths) -> Request {
     let side = |i: usize| case["size"][i].as_u64().unwrap() as u32;
     request.size = Some((side(0), side(1)));
     request.seed = case["seed"].as_u64();
-    request.steps = case["steps"].as_u64().unwrap() as usize;
-    request.guidance = number("guidance");
+    request.steps = Some(case["steps"].as_u64().unwrap() as usize);
+    request.guidance = Some(number("guidance"));
     request.sampler = case["sampler"].as_str().map(str::to_owned);
-    request.identitynet_scale = number("identitynet_scale");
-    request.ip_adapter_scale = number("ip_adapter_scale");
+    request.identitynet_scale = Some(number("identitynet_scale"));
+    request.ip_adapter_scale = Some(number("ip_adapter_scale"));
     request.identitynet_start = number("identitynet_start");
     request.identitynet_end = number("identitynet_end");
     request.precision = Precision::F32;
@@ -127,12 +127,12 @@ fn first() -> (Request, PathBuf) {
 #[test]
 fn weight_zero_is_no_identity_and_the_same_twice() {
     let (mut with, _) = first();
-    with.identitynet_scale = 0.0;
-    with.ip_adapter_scale = 0.0;
+    with.identitynet_scale = Some(0.0);
+    with.ip_adapter_scale = Some(0.0);
     let mut without = with.clone();
     without.faces.clear();
-    without.identitynet_scale = 0.8;
-    without.ip_adapter_scale = 0.8;
+    without.identitynet_scale = Some(0.8);
+    without.ip_adapter_scale = Some(0.8);
     let (with, without) = (run(&with), run(&without));
     assert_eq!(with.pictures[0].rgb, without.pictures[0].rgb);
     assert_eq!(saved_latent(&with), saved_latent(&without));
@@ -198,15 +198,15 @@ fn what_cannot_be_used_is_refused_by_name() {
     let rows: [(Change, &[&str]); 14] = [
         (|r| r.size = Some((60, 64)), &["60x64", "multiples of 8", "56", "64"]),
         (|r| r.size = Some((100_000, 64)), &["100000x64", "8192"]),
-        (|r| r.steps = 0, &["--steps is 0", "between 1 and 1000"]),
-        (|r| r.steps = 1_000_000_000, &["--steps is 1000000000"]),
-        (|r| r.guidance = f64::NAN, &["--guidance is NaN"]),
+        (|r| r.steps = Some(0), &["--steps is 0", "between 1 and 1000"]),
+        (|r| r.steps = Some(1_000_000_000), &["--steps is 1000000000"]),
+        (|r| r.guidance = Some(f64::NAN), &["--guidance is NaN"]),
         (|r| r.count = 10_000, &["--count is 10000"]),
         (|r| r.sampler = Some("plms".into()), &["plms", "euler_a"]),
         (|r| r.identitynet_start = 0.9, &[]),
         (|r| (r.identitynet_start, r.identitynet_end) = (0.9, 0.1), &["0.9", "0.1"]),
         (|r| r.prompt = "a\0b".into(), &["U+0000"]),
-        (|r| r.ip_adapter_scale = f64::INFINITY, &["--ip-adapter-scale is inf"]),
+        (|r| r.ip_adapter_scale = Some(f64::INFINITY), &["--ip-adapter-scale is inf"]),
         (|r| r.device = DeviceChoice::Cuda(0), &["cuda:0"]),
         (|r| r.precision = Precision::F16, &["f16", "bf16"]),
         (|r| r.models.base = "/nowhere".into(), &["/nowhere"]),
@@ -257,7 +257,7 @@ fn a_session_that_keeps_its_networks_gives_the_same_pictures() {
     let mut text_only = request.clone();
     text_only.faces.clear();
     let mut adapter_only = request.clone();
-    adapter_only.identitynet_scale = 0.0;
+    adapter_only.identitynet_scale = Some(0.0);
     for request in [&request, &text_only, &adapter_only, &request] {
         let kept = session.generate(request, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(kept.pictures[0].rgb, run(request).pictures[0].rgb);
