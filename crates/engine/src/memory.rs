@@ -47,11 +47,21 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
 
 /// Activations of a denoising step for a batch of `pixels` latent pixels in all.
 fn step(encoder: &EncoderConfig, beside: bool, pixels: u64, dtype: DType) -> u64 {
-    let levels = encoder.levels.iter().enumerate();
-    let skips: u64 = levels.map(|(i, level)| ((level.width * level.layers) as u64 * pixels) >> (2 * i)).sum();
-    // The last block of the way up joins its input and a skip connection, and normalises both.
-    let widest = 4 * encoder.levels.first().map_or(0, |level| level.width as u64) * pixels;
-    (skips * if beside { 2 } else { 1 } + widest) * bytes(dtype)
+    let first = encoder.levels.first().map_or(0, |level| level.width as u64);
+    // What `conv_in`, each residual block and each halving give is kept for the way up.
+    let kept: u64 = encoder
+        .levels
+        .iter()
+        .enumerate()
+        .map(|(i, level)| {
+            let (width, layers, halved) = (level.width as u64, level.layers as u64, i + 1 < encoder.levels.len());
+            ((width * layers * pixels) >> (2 * i)) + if halved { (width * pixels) >> (2 * i + 2) } else { 0 }
+        })
+        .sum();
+    // The last level of the way up joins its input, at least as wide, with a kept one, and normalises both.
+    let joined = 2 * (2 * first) * pixels;
+    let kept = kept + first * pixels;
+    (kept * if beside { 2 } else { 1 } + joined) * bytes(dtype)
 }
 
 /// Activations of the decoder in f32, and the picture as it leaves it.

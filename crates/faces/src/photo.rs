@@ -80,6 +80,8 @@ impl Photo {
 
 type Decoded = std::result::Result<(RgbImage, Vec<String>), String>;
 
+const INCOMPLETE: &str = "the {} is incomplete: the file ends before the picture does";
+
 const READABLE: &str = "PNG, JPEG, WebP, BMP and GIF are read";
 
 fn decode(bytes: &[u8], limits: &PhotoLimits) -> Decoded {
@@ -105,6 +107,11 @@ fn decode(bytes: &[u8], limits: &PhotoLimits) -> Decoded {
             pixels("PNG", decoder, limits)?
         }
         Some(ImageFormat::WebP) => {
+            // The container tells its length behind its name; the decoder would only call the rest corrupt.
+            let length = bytes.get(4..8).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+            if u64::from(length) + 8 > bytes.len() as u64 {
+                return Err(INCOMPLETE.replace("{}", "WebP"));
+            }
             let decoder = webp::WebPDecoder::new(Cursor::new(bytes)).map_err(|e| describe("WebP", &e))?;
             if decoder.has_animation() {
                 notices.push(first_frame("WebP"));
@@ -187,12 +194,17 @@ fn describe(format: &str, error: &image::ImageError) -> String {
     .iter()
     .any(|hint| text.contains(hint))
     {
-        return format!("the {format} is incomplete: the file ends before the picture does");
+        return INCOMPLETE.replace("{}", format);
     }
     match error {
         image::ImageError::Limits(_) => format!("the {format} asks for more memory than a photo may"),
         image::ImageError::Unsupported(e) => format!("this kind of {format} is not read: {e}"),
-        e => format!("the {format} is damaged: {e}"),
+        e => {
+            let said = e.to_string();
+            // The part of the crate's words that says more than ours.
+            let why = said.split_once(": ").map_or(said.as_str(), |(_, why)| why).trim();
+            format!("the {format} is damaged: {}", crate::onnx::clean(why))
+        }
     }
 }
 
