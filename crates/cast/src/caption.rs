@@ -7,21 +7,56 @@ use crate::scene::{Background, Clothing, Expression, Glasses, Headwear, Light, S
 /// A caption of the scene. Which words are chosen, and which attributes go unsaid, depends on `rng` alone.
 pub fn caption(character: &Character, scene: &Scene, rng: &mut Rng) -> String {
     let mut who = String::new();
-    if rng.chance(0.25) {
-        if let Some(age) = character.age_word() {
-            who.push_str(age);
-            who.push(' ');
-        }
+    if rng.chance(0.25)
+        && let Some(age) = character.age_word()
+    {
+        who.push_str(age);
+        who.push(' ');
     }
     who.push_str(if rng.chance(0.4) { "person" } else { character.noun() });
     if rng.chance(0.15) && character.hair_style() != HairStyle::Bald {
         who.push_str(&format!(" with {} hair", HAIR_COLORS[character.hair_color_index()].0));
     }
     let article = if who.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-    let who = format!("{article} {who}");
+    compose(&format!("{article} {who}"), scene, rng).0
+}
 
+/// A prompt that fits anybody, and what it asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// The words.
+    pub text: String,
+    /// Attribute and choice, by the names of [`crate::ATTRIBUTES`]; what a picture cannot show in this style is left out.
+    pub asks: Vec<(&'static str, &'static str)>,
+}
+
+/// A caption of the scene that says nothing of who is in it.
+pub fn prompt(scene: &Scene, rng: &mut Rng) -> Prompt {
+    let (text, said) = compose("a person", scene, rng);
+    let gray = matches!(scene.style, Style::Noir | Style::Ink);
+    let asks = scene.choices().into_iter().filter(|(name, _)| match *name {
+        "expression" => said.expression,
+        "tint" => !gray,
+        "background" => said.background,
+        "light" => said.light,
+        // Captions always say these where they are there, so silence asks for their absence.
+        _ => true,
+    });
+    Prompt { text, asks: asks.collect() }
+}
+
+/// Which of the attributes that may go unsaid were said.
+struct Said {
+    expression: bool,
+    background: bool,
+    light: bool,
+}
+
+fn compose(who: &str, scene: &Scene, rng: &mut Rng) -> (String, Said) {
+    let mut said = Said { expression: false, background: false, light: false };
     let mut parts: Vec<String> = Vec::new();
     if scene.expression != Expression::Neutral || rng.chance(0.3) {
+        said.expression = true;
         parts.push(rng.pick(expression_words(scene.expression)).to_string());
     }
     let tint = scene.tint.name();
@@ -45,9 +80,11 @@ pub fn caption(character: &Character, scene: &Scene, rng: &mut Rng) -> String {
         parts.push(format!("{} {list}", rng.pick(&["with", "wearing"])));
     }
     if rng.chance(0.92) {
+        said.background = true;
         parts.push(rng.pick(background_words(scene.background)).to_string());
     }
     if scene.light != Light::Front && rng.chance(0.5) {
+        said.light = true;
         parts.push(rng.pick(light_words(scene.light)).to_string());
     }
     if scene.yaw.abs() > 18.0 && rng.chance(0.3) {
@@ -62,14 +99,15 @@ pub fn caption(character: &Character, scene: &Scene, rng: &mut Rng) -> String {
     let body = if rng.chance(0.5) { body.replacen(", ", " ", 1) } else { body };
     let words = style_words(scene.style);
     if words.is_empty() || (scene.style == Style::Plain && rng.chance(0.3)) {
-        return body;
+        return (body, said);
     }
     let style = rng.pick(words);
-    match rng.below(3) {
+    let text = match rng.below(3) {
         0 => format!("{body}, {style}"),
         1 => format!("{style} of {body}"),
         _ => format!("{style}, {body}"),
-    }
+    };
+    (text, said)
 }
 
 /// Ways to say a style.

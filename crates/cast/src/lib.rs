@@ -13,6 +13,7 @@
 //! # Ok::<(), cast::Error>(())
 //! ```
 
+mod album;
 mod backdrop;
 mod canvas;
 mod caption;
@@ -27,13 +28,14 @@ mod rng;
 mod scene;
 mod wear;
 
-pub use caption::{caption, style_words};
+pub use album::{album, prompts};
+pub use caption::{Prompt, caption, prompt, style_words};
 pub use character::{
     Character, FacialHair, HAIR_COLORS, HELD_OUT, HairStyle, TRAIT_COUNT, TRAIT_NAMES, Trait, is_held_out,
 };
 pub use draw::{Picture, Truth, draw};
 pub use rng::Rng;
-pub use scene::{Background, Clothing, Expression, Glasses, Headwear, Light, Scene, Style, Tint};
+pub use scene::{ATTRIBUTES, Background, Clothing, Expression, Glasses, Headwear, Light, Scene, Style, Tint};
 
 /// What can be wrong with a request to draw.
 #[derive(Debug, thiserror::Error)]

@@ -69,6 +69,10 @@ impl Tint {
     }
 }
 
+/// Names of the choices, in the order of [`Scene::attributes`].
+pub const ATTRIBUTES: [&str; 8] =
+    ["style", "expression", "clothing", "tint", "headwear", "glasses", "background", "light"];
+
 /// A scene: pose, place, clothes, light and style. Angles in degrees; positive yaw turns the face to the
 /// picture's right, positive pitch lifts it, positive roll tilts it clockwise.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,6 +156,21 @@ impl Scene {
             center: [0.5 + 0.05 * rng.bell(), 0.47 + 0.03 * rng.bell()],
             ..any
         }
+    }
+
+    /// The choices as words, with the names of their attributes.
+    pub fn choices(&self) -> [(&'static str, &'static str); 8] {
+        let words = [
+            self.style.name(),
+            self.expression.name(),
+            self.clothing.name(),
+            self.tint.name(),
+            self.headwear.name(),
+            self.glasses.name(),
+            self.background.name(),
+            self.light.name(),
+        ];
+        std::array::from_fn(|i| (ATTRIBUTES[i], words[i]))
     }
 
     /// The choices as numbers, in the order style, expression, clothing, tint, headwear, glasses, background, light.

@@ -75,3 +75,28 @@ fn bad_requests_are_refused_by_name() {
         assert!(error.contains(words), "{error}");
     }
 }
+
+#[test]
+fn prompts_fit_anybody_and_ask_for_what_they_say() {
+    let eight = cast::prompts(1_000_001, 8);
+    assert_eq!(eight, cast::prompts(1_000_001, 20)[..8], "the first ones stay");
+    let styles: std::collections::BTreeSet<_> = eight.iter().map(|p| p.asks[0]).collect();
+    assert_eq!(styles.len(), 8, "every style once");
+    for prompt in cast::prompts(3, 200) {
+        assert!(prompt.text.contains("a person"), "{}", prompt.text);
+        let asked = |name: &str| prompt.asks.iter().find(|(n, _)| *n == name).map(|(_, choice)| *choice);
+        assert!(asked("tint").is_none_or(|tint| prompt.text.contains(tint)), "{prompt:?}");
+        assert_eq!(
+            asked("headwear") == Some("crown"),
+            prompt.text.contains("crown") && !prompt.text.contains("flower")
+        );
+        assert!(["style", "clothing", "headwear", "glasses"].into_iter().all(|name| asked(name).is_some()));
+    }
+}
+
+#[test]
+fn an_album_begins_with_the_reference() {
+    let scenes = cast::album(1_000_001, 1, 8);
+    assert_eq!(scenes[..3], cast::album(1_000_001, 1, 3)[..]);
+    assert_eq!(scenes[0].style, Style::Plain);
+}

@@ -29,6 +29,7 @@ mod embed;
 mod analyze;
 mod average;
 mod identity;
+mod judge;
 
 mod keypoints;
 mod preview;
@@ -43,6 +44,7 @@ pub use files::readable;
 pub use fit::{WorkingSize, prepare_like_reference, resize_lanczos_like_pillow, resize_like_pillow};
 pub use identity::Identity;
 pub use image::RgbImage;
+pub use judge::{Judge, Reading};
 pub use keypoints::{COLORS, Keypoints, MAX_SIDE, check_keypoints, draw_keypoints, place_keypoints};
 pub use photo::{Photo, PhotoLimits};
 pub use preview::{draw_faces, save_png};

@@ -1,0 +1,146 @@
+//! What comes of all pictures of a column.
+
+use crate::measure::{Measures, mean, nearest};
+use crate::methods::Column;
+use crate::people::{Gallery, Person};
+use crate::run::{Cell, Comparison};
+use faces::cosine;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Means over the pictures of a column.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Name of the column.
+    pub column: String,
+    /// Its title.
+    pub title: String,
+    /// The method's name.
+    pub method: &'static str,
+    /// What it is, in a sentence.
+    pub about: &'static str,
+    /// Its weight, if it was set.
+    pub scale: Option<f64>,
+    /// Whether it is a control.
+    pub control: bool,
+    /// How many pictures.
+    pub pictures: usize,
+    /// In how many of them the detector found a face.
+    pub found: usize,
+    /// Mean of [`Measures::sim_ref`].
+    pub sim_ref: Option<f64>,
+    /// Its tenth percentile.
+    pub sim_ref_p10: Option<f64>,
+    /// Mean of [`Measures::sim_gt`].
+    pub sim_gt: Option<f64>,
+    /// Mean of [`Measures::copy_paste`].
+    pub copy_paste: Option<f64>,
+    /// Share of pictures in which the person is the nearest of all at hand.
+    pub top1: Option<f64>,
+    /// Mean of [`Measures::sim_stranger`].
+    pub sim_stranger: Option<f64>,
+    /// Mean of [`Measures::text`].
+    pub text: Option<f64>,
+    /// Mean of [`Measures::keypoint_error`].
+    pub keypoint_error: Option<f64>,
+    /// Its median, which single pictures without a readable face do not move.
+    pub keypoint_error_median: Option<f64>,
+    /// Mean of [`Measures::seconds`].
+    pub seconds: Option<f64>,
+    /// Mean of [`Measures::sim_ref`] by the style that prompts ask for.
+    pub sim_ref_by_style: BTreeMap<String, f64>,
+    /// Share of each attribute that was asked for and is seen.
+    pub text_by_attribute: BTreeMap<String, f64>,
+}
+
+/// A summary of each column.
+pub fn summaries(comparison: &Comparison, measured: &[(Cell, Measures)]) -> Vec<Summary> {
+    comparison.columns.iter().enumerate().map(|(i, column)| summary(comparison, i, column, measured)).collect()
+}
+
+fn summary(comparison: &Comparison, i: usize, column: &Column, measured: &[(Cell, Measures)]) -> Summary {
+    let mine: Vec<&(Cell, Measures)> = measured.iter().filter(|(cell, _)| cell.column == i).collect();
+    let over = |of: fn(&Measures) -> Option<f64>| mean(mine.iter().filter_map(|(_, m)| of(m)));
+    let sorted = |of: fn(&Measures) -> Option<f64>| {
+        let mut values: Vec<f64> = mine.iter().filter_map(|(_, m)| of(m)).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let styles =
+        mine.iter().filter_map(|(cell, m)| Some((comparison.prompts[cell.prompt].asks.get("style")?, m.sim_ref)));
+    let asked = mine.iter().flat_map(|(_, m)| m.asked.iter()).map(|(name, yes)| (name, if *yes { 1.0 } else { 0.0 }));
+    Summary {
+        column: column.name(),
+        title: column.title(),
+        method: column.method.name,
+        about: column.method.about,
+        scale: column.scale,
+        control: column.method.control,
+        pictures: mine.len(),
+        found: mine.iter().filter(|(_, m)| m.found).count(),
+        sim_ref: over(|m| Some(m.sim_ref)),
+        sim_ref_p10: quantile(&sorted(|m| Some(m.sim_ref)), 0.1),
+        sim_gt: over(|m| m.sim_gt),
+        copy_paste: over(|m| m.copy_paste),
+        top1: over(|m| m.top1.map(|yes| if yes { 1.0 } else { 0.0 })),
+        sim_stranger: over(|m| m.sim_stranger),
+        text: over(|m| m.text),
+        keypoint_error: over(|m| m.keypoint_error),
+        keypoint_error_median: quantile(&sorted(|m| m.keypoint_error), 0.5),
+        seconds: over(|m| Some(m.seconds)),
+        sim_ref_by_style: by_key(styles),
+        text_by_attribute: by_key(asked),
+    }
+}
+
+fn by_key<'a>(values: impl Iterator<Item = (&'a String, f64)>) -> BTreeMap<String, f64> {
+    let mut groups: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    values.for_each(|(key, value)| groups.entry(key.clone()).or_default().push(value));
+    groups.into_iter().filter_map(|(key, values)| Some((key, mean(values.into_iter())?))).collect()
+}
+
+/// With interpolation between neighbours.
+fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let at = q * sorted.len().checked_sub(1)? as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    Some(low + (high - low) * at.fract())
+}
+
+/// What the judge says of real pictures of the people: the most that a method can reach.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reality {
+    /// Mean cosine of the given picture to the others of the same person.
+    pub sim_ref: Option<f64>,
+    /// Mean cosine among the others.
+    pub sim_gt: Option<f64>,
+    /// Mean cosine of given pictures of different people.
+    pub sim_others: Option<f64>,
+    /// Share of given pictures whose nearest person is the right one, among the people compared.
+    pub top1: Option<f64>,
+}
+
+/// Measures the people's own pictures.
+pub fn reality(people: &[Person]) -> Reality {
+    let gallery = Gallery { centres: people.iter().map(Person::centre).collect() };
+    let known = || people.iter().enumerate().filter(|(_, person)| !person.others.is_empty());
+    let pairs = |all: usize| (0..all).flat_map(move |i| (i + 1..all).map(move |j| (i, j)));
+    Reality {
+        sim_ref: mean(known().flat_map(|(_, p)| p.others.iter().map(|other| cosine(&p.reference, other)))),
+        sim_gt: mean(known().flat_map(|(_, p)| pairs(p.others.len()).map(|(i, j)| cosine(&p.others[i], &p.others[j])))),
+        sim_others: mean(pairs(people.len()).map(|(i, j)| cosine(&people[i].reference, &people[j].reference))),
+        top1: mean(known().filter_map(|(i, p)| Some(if nearest(&p.reference, &gallery)? == i { 1.0 } else { 0.0 }))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile(&[1.0], 0.1), Some(1.0));
+        assert_eq!(quantile(&[0.0, 1.0, 2.0], 0.5), Some(1.0));
+        assert!((quantile(&[0.0, 10.0], 0.1).unwrap_or(0.0) - 1.0).abs() < 1e-12);
+    }
+}
