@@ -126,10 +126,10 @@ fn figure(canvas: &mut Canvas, c: &Character, scene: &Scene, n: f32) -> Truth {
 
     hair::back(canvas, &view, c, &shape, hair_color, hat);
     head::neck(canvas, &view, c, &shape, skin);
-    wear::clothes(canvas, &view, c, &shape, scene.clothing, scene.tint, skin);
+    wear::clothes(canvas, &view, c, &shape, scene.clothing, scene.tint);
     head::ears(canvas, &view, c, &shape, skin);
-    head::skin(canvas, &view, c, &shape, skin, &outline);
-    head::marks(canvas, &view, c, &shape, skin);
+    head::skin(canvas, &view, c, skin, &outline);
+    head::marks(canvas, &view, c, skin);
     head::beard(canvas, &view, c, &shape, hair_color, skin, layout.mouth_y);
     features::mouth(canvas, &view, c, &layout, skin);
     features::nose(canvas, &view, c, &layout, skin);
@@ -145,9 +145,7 @@ fn figure(canvas: &mut Canvas, c: &Character, scene: &Scene, n: f32) -> Truth {
     for p in outline
         .iter()
         .filter(|p| {
-            ((p.0 - forehead.0) * scene.roll.to_radians().sin() * -1.0
-                + (p.1 - forehead.1) * scene.roll.to_radians().cos())
-                >= 0.0
+            (p.1 - forehead.1) * scene.roll.to_radians().cos() >= (p.0 - forehead.0) * scene.roll.to_radians().sin()
         })
         .chain([&forehead])
     {

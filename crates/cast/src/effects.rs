@@ -126,8 +126,8 @@ pub(crate) fn apply(image: &mut Image, scene: &Scene, k: f32) {
 
 fn noir(image: &mut Image, scene: &Scene, k: f32) {
     let n = image.n as f32;
-    let blinds = scene.detail % 3 != 0;
-    let slope = if scene.detail % 2 == 0 { 0.16 } else { -0.16 };
+    let blinds = !scene.detail.is_multiple_of(3);
+    let slope = if scene.detail.is_multiple_of(2) { 0.16 } else { -0.16 };
     image.map(|x, y, c| {
         let (u, v) = (x as f32 / n - 0.5, y as f32 / n - 0.5);
         let mut g = smoothstep(0.02, 0.86, luma(c));
@@ -288,7 +288,7 @@ fn oil(image: &mut Image, scene: &Scene, k: f32) {
     };
     squares = squares.blurred(r);
     let d = r as isize;
-    image.map(|x, y, _| {
+    image.map(|x, y, own| {
         let (fx, fy) = (x as f32 / k, y as f32 / k);
         // Strokes bend the sampling place a little.
         let (sx, sy) = (
@@ -304,8 +304,9 @@ fn oil(image: &mut Image, scene: &Scene, k: f32) {
             }
         }
         let stroke = noise.at((fx + fy * 0.6) / 5.0, (fy - fx * 0.6) / 17.0);
-        let c = saturate(best.1, 1.14);
-        c.map(|v| (v * (1.02 + 0.05 * stroke) + 0.012 * stroke).clamp(0.0, 1.0))
+        // Lids and lips are as thin as a stroke; half of the drawing stays so that they do.
+        let c = saturate(mix(best.1, own, 0.5), 1.14);
+        c.map(|v| (v * (1.02 + 0.055 * stroke) + 0.014 * stroke).clamp(0.0, 1.0))
     });
     // Old varnish.
     image.map(|_, _, c| [c[0], c[1] * 0.975, c[2] * 0.92]);

@@ -94,7 +94,7 @@ pub(crate) fn ears(canvas: &mut Canvas, view: &View, c: &Character, shape: &Shap
 }
 
 /// Skin of the face with light and shadow.
-pub(crate) fn skin(canvas: &mut Canvas, view: &View, c: &Character, shape: &Shape, skin: Rgb, outline: &[P]) {
+pub(crate) fn skin(canvas: &mut Canvas, view: &View, c: &Character, skin: Rgb, outline: &[P]) {
     let path = smooth(outline, true);
     canvas.shape(&path, skin);
     let u = view.unit;
@@ -140,11 +140,10 @@ pub(crate) fn skin(canvas: &mut Canvas, view: &View, c: &Character, shape: &Shap
             Fill::Round(shine, 0.34 * u, vec![(0.0, [1.0; 3], 0.5), (1.0, [1.0; 3], 0.0)]),
         );
     }
-    let _ = shape;
 }
 
 /// Freckles, mole and lines of age.
-pub(crate) fn marks(canvas: &mut Canvas, view: &View, c: &Character, shape: &Shape, skin: Rgb) {
+pub(crate) fn marks(canvas: &mut Canvas, view: &View, c: &Character, skin: Rgb) {
     let u = view.unit;
     let freckles = c.get(Trait::Freckles);
     if freckles > 0.62 {
@@ -224,7 +223,6 @@ pub(crate) fn marks(canvas: &mut Canvas, view: &View, c: &Character, shape: &Sha
             }
         }
     }
-    let _ = shape;
 }
 
 /// Beard and moustache; drawn before the mouth.

@@ -7,15 +7,7 @@ use crate::head::Shape;
 use crate::scene::{Clothing, Glasses, Headwear, Tint};
 
 /// The upper body with its garment, over the neck.
-pub(crate) fn clothes(
-    canvas: &mut Canvas,
-    view: &View,
-    c: &Character,
-    shape: &Shape,
-    kind: Clothing,
-    tint: Tint,
-    skin: Rgb,
-) {
+pub(crate) fn clothes(canvas: &mut Canvas, view: &View, c: &Character, shape: &Shape, kind: Clothing, tint: Tint) {
     let body = view.body(0.3);
     let u = view.unit;
     let line = u / canvas.k;
@@ -76,7 +68,7 @@ pub(crate) fn clothes(
         );
     }
     let path = match kind {
-        Clothing::Suit | Clothing::Dress => polygon(&subdivide(&ring), true),
+        Clothing::Suit | Clothing::Dress => polygon(&ring, true),
         _ => smooth(&ring, true),
     };
     canvas.shape(&path, cloth);
@@ -235,12 +227,6 @@ pub(crate) fn clothes(
             }
         }
     }
-    let _ = skin;
-}
-
-/// Puts points between, so that a polygon with few corners keeps soft shoulders.
-fn subdivide(points: &[P]) -> Vec<P> {
-    points.to_vec()
 }
 
 /// Hats, crowns and headphones, on top of the hair.
