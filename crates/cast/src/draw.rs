@@ -11,7 +11,7 @@ use crate::features::{self, Layout};
 use crate::head::{self, Shape};
 use crate::rng::Rng;
 use crate::scene::{Expression, Light, Scene, Style};
-use crate::{Error, backdrop, hair, wear};
+use crate::{Error, backdrop, hair, hair_back, wear};
 
 /// What is known about a picture because it was drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,7 +124,7 @@ fn figure(canvas: &mut Canvas, c: &Character, scene: &Scene, n: f32) -> Truth {
     shape.chin += drop;
     let outline = shape.outline(&view);
 
-    hair::back(canvas, &view, c, &shape, hair_color, hat);
+    hair_back::draw(canvas, &view, c, &shape, hair_color, hat);
     head::neck(canvas, &view, c, &shape, skin);
     wear::clothes(canvas, &view, c, &shape, scene.clothing, scene.tint);
     head::ears(canvas, &view, c, &shape, skin);

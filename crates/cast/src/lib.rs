@@ -23,6 +23,7 @@ mod draw;
 mod effects;
 mod features;
 mod hair;
+mod hair_back;
 mod head;
 mod rng;
 mod scene;
