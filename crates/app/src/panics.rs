@@ -19,7 +19,9 @@ pub(crate) fn contained(work: impl FnOnce() -> Result<(), Fault>) -> Result<(), 
 }
 
 fn remember(info: &PanicHookInfo) {
-    let said = info.payload_as_str().unwrap_or("no reason given").split_whitespace().collect::<Vec<_>>().join(" ");
+    let payload = info.payload();
+    let said = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+    let said = said.unwrap_or("no reason given").split_whitespace().collect::<Vec<_>>().join(" ");
     let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
     *LAST.lock().unwrap_or_else(PoisonError::into_inner) = format!("{said}{place}");
 }

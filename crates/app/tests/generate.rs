@@ -146,7 +146,9 @@ fn what_cannot_be_used_is_one_sentence_and_leaves_nothing() {
     let (photo, identity) = (photo.as_str(), identity.as_str());
     let (broken, model, adapter) = (faces("photos.json"), stack("model"), stack("ip-adapter.bin"));
     let long = "word ".repeat(20_000);
-    let rows: &[(&[(&str, &str)], &[&str], &[&str])] = &[
+    // Options in place of the usual ones, further options, words of the sentence.
+    type Row<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+    let rows: &[Row] = &[
         (&[], &["--face", "none.jpg"], &["`none.jpg` could not be read: no such file"]),
         (&[("--model", "none"), ("--face-models", "none")], &["--face", "none.jpg"], &["`none.jpg`"]),
         (&[("--model", "none")], &["--face", photo, "--pose", "none.png"], &["`none.png`"]),
@@ -216,8 +218,8 @@ fn damaged_models_are_named() {
     let rows: &[(&str, Change, &[&str])] = &[
         (UNET, |bytes| bytes.truncate(bytes.len() / 2), &["is truncated", "fetch it again"]),
         (UNET, |bytes| bytes.clear(), &["is empty"]),
-        (UNET, not_a_number, &["unet", "not finite", "damaged"]),
-        ("vae/diffusion_pytorch_model.safetensors", not_a_number, &["vae", "not finite"]),
+        (UNET, |bytes| not_a_number(bytes), &["unet", "not finite", "damaged"]),
+        ("vae/diffusion_pytorch_model.safetensors", |bytes| not_a_number(bytes), &["vae", "not finite"]),
         (
             UNET,
             |bytes| rename(bytes, "conv_out.bias", "conv_out.bios"),
@@ -241,7 +243,7 @@ fn damaged_models_are_named() {
 }
 
 /// The last number of a file, which is half precision, becomes NaN.
-fn not_a_number(bytes: &mut Vec<u8>) {
+fn not_a_number(bytes: &mut [u8]) {
     let end = bytes.len() - 2;
     bytes[end..].copy_from_slice(&0x7e00u16.to_le_bytes());
 }
