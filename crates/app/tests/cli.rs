@@ -149,7 +149,9 @@ fn photos_that_cannot_be_used_are_reported_and_the_others_done() {
         (vec!["faces", &photo, "--face-index", "999"], "999"),
         (vec!["faces", &photo, "--face-models", &none], "--face-models"),
         (vec!["faces", &photo, &photo, "--draw", "x.png"], "--draw `x.png` is for one photo, and 2 are given"),
-        (vec!["faces", &photo, "--threads", "0"], "0 is not in 1..=1024"),
+        (vec!["faces", &photo, "--threads", "0"], "a whole number from 1 to 1024"),
+        (vec!["faces", &photo, "--save", "/dev/null/x"], "the identity `/dev/null/x` could not be written"),
+        (vec!["faces", &photo, "--draw", "/dev/null/x.png"], "the picture `/dev/null/x.png` could not be written"),
     ] {
         let given = line.contains(&"--face-models");
         let line = [&line[..], if given { &[] } else { &models }].concat();

@@ -48,7 +48,7 @@ fn broken_tokenizer_folders_are_refused_by_name() {
     let cases: [(&[(&str, &str)], &str); 7] = [
         (&[], "neither tokenizer.json nor vocab.json"),
         (&[("vocab.json", r#"{"a":0}"#)], "merges.txt: the file is missing"),
-        (&[("vocab.json", "{"), ("merges.txt", "")], "vocab.json: EOF"),
+        (&[("vocab.json", "{"), ("merges.txt", "")], "vocab.json is not valid JSON: EOF"),
         (&[("vocab.json", r#"{"a":-1}"#), ("merges.txt", "")], "no table of tokens"),
         (&[("vocab.json", r#"{"a":0,"b":1}"#), ("merges.txt", "a b\n")], "merge rule 1 makes `ab`"),
         (&[("vocab.json", r#"{"a":0,"b":1}"#), ("merges.txt", "ab\n")], "a line is no pair"),

@@ -18,6 +18,16 @@ pub enum Error {
         /// The operating system's words.
         reason: String,
     },
+    /// The place that was named takes no file; another would.
+    #[error("{what} `{}` could not be written: {reason}", path.display())]
+    Place {
+        /// What kind of thing the path names.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The operating system's words.
+        reason: String,
+    },
     /// A picture could not be used.
     #[error("{name}: {reason}")]
     Photo {

@@ -18,6 +18,20 @@ pub(crate) fn unread(path: &Path, reason: String) -> Error {
     Error::Io { what: "the photo", path: path.to_owned(), action: "read", reason }
 }
 
+/// The fault of a file that could not be written: the place's, or this machine's, as when the disk is full.
+pub(crate) fn unwritten(what: &'static str, path: &Path, error: &std::io::Error) -> Error {
+    use std::io::ErrorKind::{
+        InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+    };
+    let (path, reason) = (path.to_owned(), error.to_string());
+    match error.kind() {
+        InvalidFilename | IsADirectory | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem => {
+            Error::Place { what, path, reason }
+        }
+        _ => Error::Io { what, path, action: "written", reason },
+    }
+}
+
 /// Opens a regular file for reading: a pipe or device would block or never end.
 pub(crate) fn open_regular(path: &Path) -> std::result::Result<File, String> {
     let plain = |e: std::io::Error| match e.kind() {

@@ -114,12 +114,7 @@ impl Identity {
     /// Writes the file beside its place, then renames it, so that it is there whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
         let bytes = self.to_bytes()?;
-        crate::files::write_atomically(path, &bytes).map_err(|e| Error::Io {
-            what: "the identity",
-            path: path.to_owned(),
-            action: "written",
-            reason: e.to_string(),
-        })
+        crate::files::write_atomically(path, &bytes).map_err(|e| crate::files::unwritten("the identity", path, &e))
     }
 }
 

@@ -66,8 +66,9 @@ fn number(canvas: &mut Canvas, value: usize, (left, top): (i64, i64), unit: i64,
 
 /// Writes a PNG whole or not at all.
 pub fn save_png(path: &Path, picture: &RgbImage) -> Result<()> {
-    let io = |reason: String| Error::Io { what: "the picture", path: path.to_owned(), action: "written", reason };
+    let unwritten = |e: std::io::Error| crate::files::unwritten("the picture", path, &e);
     let mut bytes = Vec::new();
-    picture.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).map_err(|e| io(e.to_string()))?;
-    crate::files::write_atomically(path, &bytes).map_err(|e| io(e.to_string()))
+    let encoded = picture.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png);
+    encoded.map_err(|e| unwritten(std::io::Error::other(e)))?;
+    crate::files::write_atomically(path, &bytes).map_err(unwritten)
 }
