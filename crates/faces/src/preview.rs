@@ -3,7 +3,7 @@
 use crate::analyze::Face;
 use crate::keypoints::COLORS;
 use crate::raster::Canvas;
-use crate::{Error, Result};
+use crate::Result;
 use image::RgbImage;
 use std::path::Path;
 
