@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use faces::{Analysis, Face, FaceAnalyzer, Identity, Photo};
-use hub::Role;
 use serde_json::{Value, json};
 
 use crate::cli::FacesArgs;
 use crate::fault::Fault;
-use crate::{models, output, threads};
+use crate::{models, output, stack, threads};
 
 pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
     let several = args.photos.len() > 1;
@@ -19,8 +18,13 @@ pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
         }
     }
     threads::limit(args.threads)?;
-    let folder = hub::locate(&models::config()?, Role::FaceModels, args.face_models.as_deref())?;
-    let analyzer = FaceAnalyzer::open(&folder.path)?;
+    let (folder, built_in) = stack::face_models(&models::config()?, args.face_models.as_deref())?;
+    let analyzer = FaceAnalyzer::open(&folder)?;
+    if built_in && args.photos.iter().any(|photo| engine::metadata::drawn(photo).is_none()) {
+        output::say(
+            "note: the built-in face models know drawn characters only; `sameface models pull antelopev2` brings those for photographs",
+        );
+    }
 
     let looks: Vec<Look> = args.photos.iter().map(|photo| look(&analyzer, args, photo)).collect();
     write_files(&analyzer, args, &looks)?;

@@ -18,6 +18,15 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
+    /// The same fault in other words.
+    pub(crate) fn reworded(self, word: impl Fn(&str) -> String) -> Fault {
+        match self {
+            Fault::Given(sentence) => Fault::Given(word(&sentence)),
+            Fault::Here(sentence) => Fault::Here(word(&sentence)),
+            other => other,
+        }
+    }
+
     pub(crate) fn status(&self) -> u8 {
         match self {
             Fault::Given(_) | Fault::Said => 2,
@@ -42,6 +51,27 @@ impl From<faces::Error> for Fault {
             true => Fault::Given(error.to_string()),
             false => Fault::Here(error.to_string()),
         }
+    }
+}
+
+impl From<compare::Error> for Fault {
+    fn from(error: compare::Error) -> Fault {
+        match error.is_user_fault() {
+            true => Fault::Given(error.to_string()),
+            false => Fault::Here(error.to_string()),
+        }
+    }
+}
+
+impl From<mini::Error> for Fault {
+    fn from(error: mini::Error) -> Fault {
+        Fault::Here(error.to_string())
+    }
+}
+
+impl From<cast::Error> for Fault {
+    fn from(error: cast::Error) -> Fault {
+        Fault::Given(error.to_string())
     }
 }
 

@@ -10,27 +10,41 @@ use serde_json::{Value, json};
 
 use crate::cli::{DeviceArg, GenerateArgs, PrecisionArg, RngArg};
 use crate::fault::Fault;
+use crate::people::Drawn;
+use crate::stack::{self, Given};
 use crate::{memory, models, output, threads};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Fault> {
     threads::limit(args.threads)?;
+    let mut drawn = Drawn::new();
+    work(args, &mut drawn).map_err(|fault| fault.reworded(|sentence| drawn.in_words(sentence)))
+}
+
+fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let config = models::config()?;
     let mut request = request(args, &config);
+    for face in &mut request.faces {
+        *face = drawn.file(face)?;
+    }
+    if let Some(Pose::Face(pose)) = &mut request.pose {
+        *pose = drawn.file(pose)?;
+    }
     // What was given comes before what is missing: a photo that is not there is named even where no model is.
     request.check()?;
     let target = engine::Target::new(args.output.as_deref().unwrap_or(Path::new(".")))?;
     args.save_latent.as_deref().map(engine::Target::check_file).transpose()?;
     request.models = model_paths(args, &config, &request)?;
-    let output = make(&request)?;
+    let output = make(&request, drawn)?;
     let mut images = Vec::new();
+    let likeness = Likeness::open(&request)?;
     for picture in &output.pictures {
         let path = target.save(picture, &output.plan)?;
         if let Some(file) = &args.save_latent {
             picture.save_latent(&numbered(file, picture.seed, output.pictures.len()))?;
         }
-        images.push((path, picture.seed));
+        images.push(Image { path, seed: picture.seed, likeness: likeness.of(picture)? });
     }
-    tell(args, &output, &images)
+    tell(args, &output, &images, drawn)
 }
 
 fn request(args: &GenerateArgs, config: &HubConfig) -> Request {
@@ -84,20 +98,51 @@ pub(crate) fn precision(arg: Option<PrecisionArg>) -> Precision {
 
 /// Finds what the request needs and no more: text alone needs no face models.
 fn model_paths(args: &GenerateArgs, config: &HubConfig, request: &Request) -> Result<ModelPaths, Fault> {
-    let find = |role: Role, given: &Option<String>| hub::locate(config, role, given.as_deref()).map(|found| found.path);
-    let when = |needed: bool, role: Role, given: &Option<String>| needed.then(|| find(role, given)).transpose();
+    let given = Given {
+        model: args.model.as_deref(),
+        model_config: args.model_config.as_deref(),
+        identitynet: args.identitynet.as_deref(),
+        ip_adapter: args.ip_adapter.as_deref(),
+        face_models: args.face_models.as_deref(),
+    };
     let identity = request.wants_identity();
-    Ok(ModelPaths {
-        base: find(Role::Base, &args.model)?,
-        config: args.model_config.clone(),
-        ip_adapter: when(identity, Role::IpAdapter, &args.ip_adapter)?,
-        identitynet: when(identity && request.wants_identitynet(), Role::IdentityNet, &args.identitynet)?,
-        face_models: when(request.needs_face_models(), Role::FaceModels, &args.face_models)?,
+    stack::find(config, &given, |role| match role {
+        Role::Base => true,
+        Role::IpAdapter => identity,
+        Role::IdentityNet => identity && request.wants_identitynet(),
+        Role::FaceModels => request.needs_face_models(),
     })
 }
 
+/// A picture that was made and saved.
+struct Image {
+    path: PathBuf,
+    seed: u64,
+    likeness: Option<f64>,
+}
+
+/// How similar pictures are to the first photo, where the built-in judge can tell: on pictures of the built-in models.
+struct Likeness(Option<(compare::Eyes, faces::Photo)>);
+
+impl Likeness {
+    fn open(request: &Request) -> Result<Likeness, Fault> {
+        let face = request.faces.first().filter(|face| request.wants_identity() && !faces::Identity::sniff(face));
+        let (Some(face), Some(models)) = (face, &request.models.face_models) else { return Ok(Likeness(None)) };
+        match stack::judge()?.filter(|_| stack::is_built_in(&request.models.base)) {
+            Some(judge) => Ok(Likeness(Some((compare::Eyes::open(models, &judge)?, faces::Photo::open(face)?)))),
+            None => Ok(Likeness(None)),
+        }
+    }
+
+    fn of(&self, picture: &engine::Picture) -> Result<Option<f64>, Fault> {
+        let Some((eyes, photo)) = &self.0 else { return Ok(None) };
+        let image = faces::RgbImage::from_raw(picture.width, picture.height, picture.rgb.clone());
+        Ok(image.map(|image| eyes.likeness(photo, &image)).transpose()?.flatten())
+    }
+}
+
 /// Runs the request with a bar for the steps.
-fn make(request: &Request) -> Result<Output, Fault> {
+fn make(request: &Request, drawn: &Drawn) -> Result<Output, Fault> {
     let bar = output::bar(0, false);
     let mut since = Instant::now();
     let mut observe = |event: Event| {
@@ -108,7 +153,7 @@ fn make(request: &Request) -> Result<Output, Fault> {
                     since = Instant::now();
                 }
             }
-            Event::Note(note) => bar.suspend(|| output::say(&format!("note: {note}"))),
+            Event::Note(note) => bar.suspend(|| output::say(&format!("note: {}", drawn.in_words(&note)))),
             Event::Step { image, images, step, steps } => {
                 let done = (image * steps + step) as u64;
                 bar.set_length((images * steps) as u64);
@@ -134,22 +179,36 @@ fn numbered(file: &Path, seed: u64, count: usize) -> PathBuf {
     file.with_file_name(format!("{stem}-{seed}{end}"))
 }
 
-fn tell(args: &GenerateArgs, output: &Output, images: &[(PathBuf, u64)]) -> Result<(), Fault> {
+fn tell(args: &GenerateArgs, output: &Output, images: &[Image], drawn: &Drawn) -> Result<(), Fault> {
     if !args.json {
-        for (path, seed) in images {
+        for Image { path, seed, likeness } in images {
             output::line(&path.display().to_string())?;
             if args.seed.is_none() {
                 output::say(&format!("seed {seed}"));
             }
+            if let (Some(likeness), Some(face)) = (likeness, args.face.first()) {
+                output::say(&format!(
+                    "likeness to {}: {likeness:.2} (judged by a network that did not steer the picture: the same person drawn twice has about 0.8, two people about 0)",
+                    face.display()
+                ));
+            }
         }
         return Ok(());
     }
-    let images: Vec<Value> =
-        images.iter().map(|(path, seed)| json!({"path": path.display().to_string(), "seed": seed})).collect();
+    let image = |image: &Image| {
+        let mut value = json!({"path": image.path.display().to_string(), "seed": image.seed});
+        // Only where it was measured.
+        if let Some(likeness) = image.likeness {
+            value["likeness"] = json!(likeness);
+        }
+        value
+    };
+    let images: Vec<Value> = images.iter().map(image).collect();
+    let words = |sentence: &str| drawn.in_words(sentence);
     let photos: Vec<Value> = output
         .photos
         .iter()
-        .map(|p| json!({"photo": p.name, "skipped": p.skipped, "notices": p.notices, "likeness": p.likeness}))
+        .map(|p| json!({"photo": words(&p.name), "skipped": p.skipped.as_deref().map(words), "notices": p.notices.iter().map(|n| words(n)).collect::<Vec<_>>(), "likeness": p.likeness}))
         .collect();
     output::json(&json!({"images": images, "plan": output.plan, "photos": photos, "timings": output.timings}))
 }

@@ -1,7 +1,9 @@
 //! The program `sameface`: reads the command line, calls the crates that do the work, and says what came of it.
 
 mod bench;
+mod cast;
 mod cli;
+mod compare;
 mod faces;
 mod fault;
 mod generate;
@@ -9,6 +11,8 @@ mod memory;
 mod models;
 mod output;
 mod panics;
+mod people;
+mod stack;
 mod threads;
 
 use std::process::ExitCode;
@@ -35,6 +39,8 @@ fn run(cli: &Cli) -> Result<(), Fault> {
         Command::Generate(args) => generate::run(args),
         Command::Faces(args) => faces::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Cast(args) => cast::run(args),
         Command::Models(args) => models::run(args),
     }
 }

@@ -1,17 +1,30 @@
 //! `sameface models`: what is here, and bringing what is not.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use hub::{Event, HubConfig, Part, Plan, Role, human};
 use serde_json::{Value, json};
 
 use crate::cli::{ModelsArgs, ModelsCommand, PullArgs};
 use crate::fault::Fault;
-use crate::output;
+use crate::{output, stack};
 
 /// What the environment says about models. The only place that reads it.
 pub(crate) fn config() -> Result<HubConfig, Fault> {
     Ok(HubConfig::from_vars(|name| std::env::var(name).ok())?)
+}
+
+/// Where this program keeps what it can make again: `$SAMEFACE_HOME/cache`, else the system's place for such.
+pub(crate) fn cache() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let own = match std::env::consts::OS {
+        "windows" => var("LOCALAPPDATA"),
+        "macos" => var("HOME").map(|home| home.join("Library/Caches")),
+        _ => var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache"))),
+    };
+    let home = var("SAMEFACE_HOME").map(|home| home.join("cache"));
+    home.or(own.map(|caches| caches.join("sameface"))).unwrap_or_else(|| std::env::temp_dir().join("sameface"))
 }
 
 pub(crate) fn run(args: &ModelsArgs) -> Result<(), Fault> {
@@ -20,7 +33,11 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<(), Fault> {
         ModelsCommand::List { json } => list(&config, *json),
         ModelsCommand::Pull(args) => pull(&config, args),
         ModelsCommand::Path { name, json } => {
-            let path = hub::path_of(&config, name)?.display().to_string();
+            let path = match name.eq_ignore_ascii_case(stack::MINI) {
+                true => mini::unpack(&cache())?,
+                false => None,
+            };
+            let path = path.map_or_else(|| hub::path_of(&config, name), Ok)?.display().to_string();
             if *json { output::json(&json!({"path": path})) } else { output::line(&path) }
         }
     }
@@ -29,6 +46,7 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<(), Fault> {
 fn list(config: &HubConfig, as_json: bool) -> Result<(), Fault> {
     let listings = hub::list(config);
     let roles = Role::ALL.map(|role| (role, hub::locate(config, role, None)));
+    let falls_back = stack::falls_back(config);
     if as_json {
         let models = listings.iter().map(|listing| {
             let entry = listing.entry;
@@ -40,13 +58,26 @@ fn list(config: &HubConfig, as_json: bool) -> Result<(), Fault> {
         });
         let in_use = roles.iter().map(|(role, found)| {
             let found = found.as_ref().ok().map(|found| found.path.display().to_string());
+            let found = found.or_else(|| falls_back.then(|| stack::MINI.to_string()));
             (role.flag().trim_start_matches('-').to_string(), found.into())
         });
         let in_use: serde_json::Map<String, Value> = in_use.collect();
         let models: Vec<Value> = models.collect();
         let home = config.models.as_ref().map(|home| home.display().to_string());
         let cache = config.cache.display().to_string();
-        return output::json(&json!({"models": models, "in_use": in_use, "home": home, "cache": cache}));
+        return output::json(
+            &json!({"models": models, "built_in": mini::is_built_in(), "in_use": in_use, "home": home, "cache": cache}),
+        );
+    }
+    if mini::is_built_in() {
+        output::line(&format!(
+            "{:12}{:>8}  {}",
+            stack::MINI,
+            human(mini::bytes()),
+            "InstantID in miniature, which knows drawn characters"
+        ))?;
+        output::line(&format!("{:22}built in", ""))?;
+        output::line(&format!("{:22}licence: as this program", ""))?;
     }
     for listing in &listings {
         let entry = listing.entry;
@@ -63,6 +94,7 @@ fn list(config: &HubConfig, as_json: bool) -> Result<(), Fault> {
     for (role, found) in &roles {
         let said = match found {
             Ok(found) => found.path.display().to_string(),
+            Err(hub::Error::NotInstalled { .. }) if falls_back => "mini, the built-in models".to_string(),
             Err(hub::Error::NotInstalled { .. }) => "nothing yet".to_string(),
             Err(error) => error.to_string(),
         };

@@ -8,7 +8,8 @@ fn root() -> PathBuf {
 }
 
 /// Crates of this workspace and the libraries that an invariant speaks of.
-const LAYERS: [&str; 9] = ["app", "cast", "engine", "faces", "hub", "nets", "tensor", "weights", "training"];
+const LAYERS: [&str; 11] =
+    ["app", "cast", "compare", "engine", "faces", "hub", "mini", "nets", "tensor", "weights", "training"];
 
 /// The names under `[dependencies]` of a crate, without those for tests.
 fn dependencies(name: &str) -> BTreeSet<String> {
@@ -72,7 +73,9 @@ fn layers_depend_downwards_only() {
         ("faces", &[]),
         ("nets", &["tensor", "weights"]),
         ("engine", &["faces", "nets", "tensor", "weights"]),
-        ("app", &["cast", "engine", "faces", "hub"]),
+        ("mini", &[]),
+        ("compare", &["engine", "faces"]),
+        ("app", &["cast", "compare", "engine", "faces", "hub", "mini"]),
     ]);
     for entry in std::fs::read_dir(root().join("crates")).unwrap() {
         let name = entry.unwrap().file_name().to_string_lossy().into_owned();
@@ -103,11 +106,11 @@ fn nets_know_no_files_prompts_or_randomness() {
 fn the_engine_is_silent_and_reads_no_surroundings() {
     let words =
         ["println!", "eprintln!", "print!(", "eprint!(", "std::env", "env::var", "stdout()", "stderr()", "indicatif"];
-    for name in ["engine", "nets", "tensor", "weights", "faces", "hub"] {
+    for name in ["compare", "mini", "engine", "nets", "tensor", "weights", "faces", "hub"] {
         let words = words.iter().filter(|word| !(name == "tensor" && word.contains("env")));
         forbid(name, &words.copied().collect::<Vec<_>>(), "libraries print nothing and read no environment");
     }
-    for name in ["engine", "nets", "tensor", "weights", "faces"] {
+    for name in ["compare", "mini", "engine", "nets", "tensor", "weights", "faces"] {
         let known = dependencies(name);
         for http in ["ureq", "hyper", "axum", "reqwest", "tokio", "indicatif", "clap"] {
             assert!(!known.contains(http), "`{name}` depends on `{http}`: it knows no HTTP and no terminal");

@@ -24,10 +24,18 @@ impl Target {
     /// # Errors
     /// Another ending, a place that cannot be written to.
     pub fn new(path: &Path) -> Result<Target> {
+        Target::named(path, "sameface")
+    }
+
+    /// As [`Target::new`], with another beginning of the names in a folder.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn named(path: &Path, stem: &str) -> Result<Target> {
         let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         let is_folder = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") || ending.is_none();
         let target = match ending.as_deref() {
-            _ if is_folder => Target { folder: path.to_path_buf(), stem: "sameface".into(), plain_first: false },
+            _ if is_folder => Target { folder: path.to_path_buf(), stem: stem.into(), plain_first: false },
             Some("png") => Target {
                 folder: path.parent().map(Path::to_path_buf).unwrap_or_default(),
                 stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -61,7 +69,14 @@ impl Target {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, picture: &Picture, plan: &Plan) -> Result<PathBuf> {
-        let bytes = plan.png(picture)?;
+        self.save_bytes(&plan.png(picture)?)
+    }
+
+    /// Writes a finished PNG file under the first name that is free.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_bytes(&self, bytes: &[u8]) -> Result<PathBuf> {
         let first = u32::from(!self.plain_first);
         for number in first..MOST_NAMES {
             let name = match number {
@@ -69,7 +84,7 @@ impl Target {
                 n => format!("{}-{n:04}.png", self.stem),
             };
             let path = self.folder.join(name);
-            if !path.exists() && write_new(&path, &bytes)? {
+            if !path.exists() && write_new(&path, bytes)? {
                 return Ok(path);
             }
         }

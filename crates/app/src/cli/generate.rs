@@ -15,8 +15,9 @@ pub(crate) struct GenerateArgs {
     pub(crate) prompt: String,
 
     /// A photo of the person, or an identity saved by `sameface faces --save`. Several are averaged; one that cannot be
-    /// used is reported and left out. [default: nobody, a picture from the text alone]
-    #[arg(long, value_name = "PHOTO|IDENTITY", help_heading = "The person")]
+    /// used is reported and left out. cast:SEED is a drawn character's portrait. [default: nobody, a picture from the text
+    /// alone]
+    #[arg(long, value_name = "PHOTO|IDENTITY|cast:SEED", help_heading = "The person")]
     pub(crate) face: Vec<PathBuf>,
 
     /// Which face of each photo, counted from 0, the largest first. [default: 0, the largest]
@@ -32,11 +33,13 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "IMAGE", help_heading = "The person")]
     pub(crate) pose_map: Option<PathBuf>,
 
-    /// How strongly the IdentityNet, which holds face shape and place, acts; 0 switches it off. [default: 0.8]
+    /// How strongly the IdentityNet, which holds face shape and place, acts; 0 switches it off. [default: the
+    /// model's own, 0.8 for InstantID]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
     pub(crate) identitynet_scale: Option<f64>,
 
-    /// How strongly the adapter, which holds likeness, acts; 0 switches it off. [default: 0.8]
+    /// How strongly the adapter, which holds likeness, acts; 0 switches it off. [default: the model's own,
+    /// 0.8 for InstantID]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
     pub(crate) ip_adapter_scale: Option<f64>,
 
@@ -60,16 +63,17 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "WxH", allow_hyphen_values = true, help_heading = "The picture")]
     pub(crate) size: Option<SizeArg>,
 
-    /// Steps of the sampler. [default: 30]
+    /// Steps of the sampler. [default: the model's own, 30 for SDXL]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) steps: Option<usize>,
 
-    /// How closely the prompt is followed; 1 switches guidance off and halves the work. [default: 5]
+    /// How closely the prompt is followed; 1 switches guidance off and halves the work. [default: the model's
+    /// own, 5 for SDXL]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) guidance: Option<f64>,
 
-    /// euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, unipc or lcm. [default: the one in the model's
-    /// scheduler_config.json]
+    /// euler, euler_karras, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, unipc, unipc_karras or lcm. [default: the one in
+    /// the model's scheduler_config.json]
     #[arg(long, value_name = "NAME", help_heading = "The picture")]
     pub(crate) sampler: Option<String>,
 
@@ -85,8 +89,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "KIND", value_enum, help_heading = "The picture")]
     pub(crate) rng: Option<RngArg>,
 
-    /// A diffusers folder, a single .safetensors file, or a name such as sdxl-base or ORG/NAME.
-    /// [default: what is found]
+    /// A diffusers folder, a single .safetensors file, or a name: mini for the built-in models, sdxl-base, ORG/NAME.
+    /// [default: what is found, else mini]
     #[arg(long, value_name = "FOLDER|FILE|NAME", help_heading = "The models")]
     pub(crate) model: Option<String>,
 
@@ -135,6 +139,7 @@ pub(crate) struct GenerateArgs {
 
 const AFTER: &str = "\
 Examples:
+  sameface generate \"a film noir portrait of a person in a hat\" --face cast:1000001
   sameface generate \"a film noir portrait, hard light\" --face ada.jpg
   sameface generate \"an astronaut, watercolour\" --face ada1.jpg --face ada2.jpg --seed 7 --count 4 -o out/
   sameface generate \"a sailor\" --face ada.jpg --pose someone.jpg --negative \"blurry\"

@@ -2,6 +2,8 @@
 //! and its default, which the help names, is the plan's.
 
 mod bench;
+mod cast;
+mod compare;
 mod faces;
 mod generate;
 mod models;
@@ -10,6 +12,8 @@ mod values;
 use clap::{Parser, Subcommand};
 
 pub(crate) use bench::{BenchArgs, BenchCommand, StepArgs};
+pub(crate) use cast::{CastArgs, CastCommand, DrawArgs};
+pub(crate) use compare::CompareArgs;
 pub(crate) use faces::FacesArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use models::{ModelsArgs, ModelsCommand, PullArgs};
@@ -31,6 +35,7 @@ and where its eyes, nose and mouth are, and lets both steer the picture.";
 
 const AFTER: &str = "\
 First steps:
+  sameface generate \"a film noir portrait of a person\" --face cast:1000001      a drawn person, with the built-in models
   sameface models pull instantid                                   bring the models (11.4 GB, once)
   sameface generate \"a film noir portrait\" --face ada.jpg          make a picture
 
@@ -47,6 +52,10 @@ pub(crate) enum Command {
     Generate(Box<GenerateArgs>),
     /// Find the faces in photos: boxes, keypoints and identity embeddings.
     Faces(FacesArgs),
+    /// Make the same pictures by several methods and measure how well each keeps the person.
+    Compare(Box<CompareArgs>),
+    /// Draw characters with known identity: subjects that belong to nobody.
+    Cast(CastArgs),
     /// Find, list and bring model files.
     Models(ModelsArgs),
     /// Measure how fast this machine is.

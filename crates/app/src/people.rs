@@ -1,0 +1,119 @@
+//! `cast:SEED` where a photo is meant: the character's portrait, drawn into a temporary file.
+
+use std::path::{Path, PathBuf};
+
+use cast::{Character, Picture, Scene};
+use engine::metadata::{DRAWN, encode_png};
+use serde_json::{Value, json};
+
+use crate::fault::Fault;
+
+/// Pixels of a portrait's side.
+pub(crate) const SIDE: usize = 256;
+/// How many scenes of an album are portraits, and how many there are: what training draws for each person.
+pub(crate) const PORTRAITS: usize = 2;
+pub(crate) const ALBUM: usize = 8;
+/// What stands before the seed.
+const SCHEME: &str = "cast:";
+
+/// Files that are drawn for a command and go with it.
+pub(crate) struct Drawn {
+    folder: Option<tempfile::TempDir>,
+}
+
+impl Drawn {
+    pub(crate) fn new() -> Drawn {
+        Drawn { folder: None }
+    }
+
+    /// The path itself, or that of the drawing which it stands for.
+    pub(crate) fn file(&mut self, path: &Path) -> Result<PathBuf, Fault> {
+        let Some(seed) = seed(path)? else { return Ok(path.to_path_buf()) };
+        let scene = cast::album(seed, PORTRAITS, 1).remove(0);
+        let picture = cast::draw(&Character::from_seed(seed), &scene, SIDE)?;
+        let temporary = |e: std::io::Error| Fault::Here(format!("the temporary folder could not be written: {e}"));
+        let folder = match &self.folder {
+            Some(folder) => folder,
+            None => self.folder.insert(tempfile::tempdir().map_err(temporary)?),
+        };
+        let file = folder.path().join(format!("cast-{seed}.png"));
+        std::fs::write(&file, png(&picture, &scene)?).map_err(temporary)?;
+        Ok(file)
+    }
+
+    /// A sentence in the words that the user used.
+    pub(crate) fn in_words(&self, sentence: &str) -> String {
+        let Some(folder) = &self.folder else { return sentence.to_owned() };
+        let mut said = sentence.to_owned();
+        let begin = format!("{}{}cast-", folder.path().display(), std::path::MAIN_SEPARATOR);
+        while let Some(at) = said.find(&begin) {
+            let rest = said.split_off(at);
+            let rest = &rest[begin.len()..];
+            let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+            let after = rest[digits..].strip_prefix(".png").unwrap_or(&rest[digits..]);
+            said += &format!("{SCHEME}{}{after}", &rest[..digits]);
+        }
+        said
+    }
+}
+
+/// The seed of `cast:SEED`; `None` for anything else. A file of that name comes first.
+pub(crate) fn seed(path: &Path) -> Result<Option<u64>, Fault> {
+    let Some(said) = path.to_str().and_then(|text| text.strip_prefix(SCHEME)).filter(|_| !path.exists()) else {
+        return Ok(None);
+    };
+    let sentence = || format!("{}: after {SCHEME} stands the seed of a character, such as 1000001", path.display());
+    said.parse().map(Some).map_err(|_| Fault::Given(sentence()))
+}
+
+/// A drawing as PNG, with the truth about it.
+pub(crate) fn png(picture: &Picture, scene: &Scene) -> Result<Vec<u8>, Fault> {
+    let text = truth(picture, scene).to_string();
+    let side = picture.size as u32;
+    Ok(encode_png(side, side, &picture.rgb, &[(DRAWN, &text)])?)
+}
+
+/// What is known about a drawing.
+pub(crate) fn truth(picture: &Picture, scene: &Scene) -> Value {
+    let number = |v: &f32| json!((f64::from(*v) * 1e3).round() / 1e3);
+    let numbers = |values: &[f32]| values.iter().map(number).collect::<Vec<_>>();
+    let truth = &picture.truth;
+    let mut choices: serde_json::Map<String, Value> =
+        scene.choices().iter().map(|(name, choice)| (name.to_string(), json!(choice))).collect();
+    for (name, value) in [("yaw", scene.yaw), ("pitch", scene.pitch), ("roll", scene.roll)] {
+        choices.insert(name.into(), number(&value));
+    }
+    let traits: serde_json::Map<String, Value> =
+        cast::TRAIT_NAMES.iter().zip(&truth.traits).map(|(name, value)| (name.to_string(), number(value))).collect();
+    json!({
+        "seed": truth.seed,
+        "bbox": numbers(&truth.bbox),
+        "kps": truth.keypoints.iter().map(|point| numbers(point)).collect::<Vec<_>>(),
+        "caption": truth.caption,
+        "scene": choices,
+        "traits": traits,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_read_or_explained() {
+        for (text, wanted) in [("cast:7", Some(7)), ("ada.png", None), ("cast", None)] {
+            assert_eq!(seed(Path::new(text)).unwrap(), wanted, "{text}");
+        }
+        assert!(seed(Path::new("cast:anna")).unwrap_err().to_string().contains("such as 1000001"));
+    }
+
+    #[test]
+    fn drawings_keep_their_name_in_sentences_and_carry_the_truth() {
+        let mut drawn = Drawn::new();
+        let file = drawn.file(Path::new("cast:1000001")).unwrap();
+        let said = drawn.in_words(&format!("{}: two faces; see {}", file.display(), file.display()));
+        assert_eq!(said, "cast:1000001: two faces; see cast:1000001");
+        assert_eq!(engine::metadata::drawn(&file).unwrap()["seed"], 1_000_001);
+        assert_eq!(drawn.file(Path::new("ada.png")).unwrap(), Path::new("ada.png"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Which models a command runs on: those named, those found, else the miniature stack that the program carries.
+
+use std::path::{Path, PathBuf};
+
+use engine::ModelPaths;
+use hub::{HubConfig, Role};
+
+use crate::fault::Fault;
+use crate::models;
+
+/// The name of the built-in models.
+pub(crate) const MINI: &str = "mini";
+
+/// What the options say about models.
+pub(crate) struct Given<'a> {
+    pub(crate) model: Option<&'a str>,
+    pub(crate) model_config: Option<&'a Path>,
+    pub(crate) identitynet: Option<&'a str>,
+    pub(crate) ip_adapter: Option<&'a str>,
+    pub(crate) face_models: Option<&'a str>,
+}
+
+impl Given<'_> {
+    fn of(&self, role: Role) -> Option<&str> {
+        match role {
+            Role::Base => self.model,
+            Role::IdentityNet => self.identitynet,
+            Role::IpAdapter => self.ip_adapter,
+            Role::FaceModels => self.face_models,
+        }
+    }
+
+    /// Whether what nothing is said about comes from the built-in models: where they are the base model, and where
+    /// nothing is said and nothing is installed that could make a picture. Face models alone cannot.
+    fn falls_back_to_mini(&self, config: &HubConfig) -> bool {
+        let said = Role::ALL.iter().any(|role| self.of(*role).is_some());
+        let installed = [Role::Base, Role::IdentityNet, Role::IpAdapter]
+            .into_iter()
+            .any(|role| !matches!(hub::locate(config, role, None), Err(hub::Error::NotInstalled { .. })));
+        is_mini(self.model) || (mini::is_built_in() && !said && !installed)
+    }
+}
+
+/// Whether a command that says nothing about models runs on the built-in ones.
+pub(crate) fn falls_back(config: &HubConfig) -> bool {
+    let nothing = Given { model: None, model_config: None, identitynet: None, ip_adapter: None, face_models: None };
+    nothing.falls_back_to_mini(config)
+}
+
+/// Finds what the parts of a stack are that a command needs, and no more.
+pub(crate) fn find(config: &HubConfig, given: &Given, needs: impl Fn(Role) -> bool) -> Result<ModelPaths, Fault> {
+    let fallback = given.falls_back_to_mini(config);
+    let find = |role: Role| -> Result<Option<PathBuf>, Fault> {
+        match given.of(role) {
+            _ if !needs(role) => Ok(None),
+            named if is_mini(named) || (named.is_none() && fallback) => built_in(role).map(Some),
+            named => Ok(Some(hub::locate(config, role, named)?.path)),
+        }
+    };
+    Ok(ModelPaths {
+        base: find(Role::Base)?.unwrap_or_default(),
+        config: given.model_config.map(Path::to_path_buf),
+        ip_adapter: find(Role::IpAdapter)?,
+        identitynet: find(Role::IdentityNet)?,
+        face_models: find(Role::FaceModels)?,
+    })
+}
+
+/// The face models for a command that needs nothing else, and whether they are the built-in ones.
+pub(crate) fn face_models(config: &HubConfig, given: Option<&str>) -> Result<(PathBuf, bool), Fault> {
+    if is_mini(given) {
+        return Ok((built_in(Role::FaceModels)?, true));
+    }
+    match hub::locate(config, Role::FaceModels, given) {
+        Err(hub::Error::NotInstalled { .. }) if mini::is_built_in() => Ok((built_in(Role::FaceModels)?, true)),
+        found => Ok((found?.path, false)),
+    }
+}
+
+/// The judge of the built-in models; `None` where the program carries none.
+pub(crate) fn judge() -> Result<Option<PathBuf>, Fault> {
+    Ok(mini::unpack(&models::cache())?.map(|folder| folder.join("judge")).filter(|judge| judge.is_dir()))
+}
+
+/// Whether a model's folder is the built-in one.
+pub(crate) fn is_built_in(base: &Path) -> bool {
+    mini::is_built_in()
+        && base.parent() == Some(&models::cache())
+        && base.file_name().is_some_and(|name| name.to_string_lossy().starts_with("mini-"))
+}
+
+/// A file or folder of that name comes first, as for all names.
+fn is_mini(named: Option<&str>) -> bool {
+    named.is_some_and(|name| name.eq_ignore_ascii_case(MINI) && !Path::new(name).exists())
+}
+
+/// A part of the built-in models, unpacked.
+fn built_in(role: Role) -> Result<PathBuf, Fault> {
+    let Some(folder) = mini::unpack(&models::cache())? else {
+        return Err(Fault::Given(format!(
+            "{} {MINI}: this program was built without the built-in models; `sameface models pull instantid` brings others",
+            role.flag()
+        )));
+    };
+    Ok(match role {
+        Role::Base => folder,
+        Role::IdentityNet => folder.join("ControlNetModel"),
+        Role::IpAdapter => folder.join("ip-adapter.bin"),
+        Role::FaceModels => folder.join("faces"),
+    })
+}
