@@ -4,12 +4,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use engine::{DeviceChoice, Event, ModelPaths, Output, Pose, Precision, Request, Rng, Stage};
+use engine::{DeviceChoice, Event, ModelPaths, Output, Picture, Plan, Pose, Precision, Request, Rng, Session, Stage};
 use hub::{HubConfig, Role};
 use serde_json::{Value, json};
 
 use crate::cli::{DeviceArg, GenerateArgs, PrecisionArg, RngArg};
 use crate::fault::Fault;
+use crate::likeness::Likeness;
 use crate::people::Drawn;
 use crate::stack::{self, Given};
 use crate::{memory, models, output, threads};
@@ -34,17 +35,25 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let target = engine::Target::new(args.output.as_deref().unwrap_or(Path::new(".")))?;
     args.save_latent.as_deref().map(engine::Target::check_file).transpose()?;
     request.models = model_paths(args, &config, &request)?;
-    let output = make(&request, drawn)?;
-    let mut images = Vec::new();
-    let likeness = Likeness::open(&request)?;
-    for picture in &output.pictures {
-        let path = target.save(picture, &output.plan)?;
+    // Each picture is written when it is finished: who stops a long run keeps what was made.
+    let mut saved = Vec::new();
+    let mut save = |picture: Picture, plan: &Plan| {
+        let path = target.save(&picture, plan)?;
         if let Some(file) = &args.save_latent {
-            picture.save_latent(&numbered(file, picture.seed, output.pictures.len()))?;
+            picture.save_latent(&numbered(file, picture.seed, plan.seeds.len()))?;
         }
-        images.push(Image { path, seed: picture.seed, likeness: likeness.of(picture)? });
-    }
-    tell(args, &output, &images, drawn)
+        saved.push((path, picture));
+        Ok(())
+    };
+    let output = make(&request, drawn, &mut save)?;
+    let likeness = Likeness::open(&request)?;
+    let images = saved
+        .into_iter()
+        .map(|(path, picture)| Ok(Image { path, seed: picture.seed, likeness: likeness.of(&picture)? }));
+    let images = images.collect::<Result<Vec<_>, Fault>>()?;
+    let judged = !args.json && images.iter().any(|image| image.likeness.is_some());
+    let scale = if judged { likeness.scale()? } else { None };
+    tell(args, &output, &images, scale, drawn)
 }
 
 fn request(args: &GenerateArgs, config: &HubConfig) -> Request {
@@ -121,36 +130,20 @@ struct Image {
     likeness: Option<f64>,
 }
 
-/// How similar pictures are to the first photo, where the built-in judge can tell: on pictures of the built-in models.
-struct Likeness(Option<(compare::Eyes, faces::Photo)>);
-
-impl Likeness {
-    fn open(request: &Request) -> Result<Likeness, Fault> {
-        let face = request.faces.first().filter(|face| request.wants_identity() && !faces::Identity::sniff(face));
-        let (Some(face), Some(models)) = (face, &request.models.face_models) else { return Ok(Likeness(None)) };
-        match stack::judge()?.filter(|_| stack::is_built_in(&request.models.base)) {
-            Some(judge) => Ok(Likeness(Some((compare::Eyes::open(models, &judge)?, faces::Photo::open(face)?)))),
-            None => Ok(Likeness(None)),
-        }
-    }
-
-    fn of(&self, picture: &engine::Picture) -> Result<Option<f64>, Fault> {
-        let Some((eyes, photo)) = &self.0 else { return Ok(None) };
-        let image = faces::RgbImage::from_raw(picture.width, picture.height, picture.rgb.clone());
-        Ok(image.map(|image| eyes.likeness(photo, &image)).transpose()?.flatten())
-    }
-}
-
 /// Runs the request with a bar for the steps.
-fn make(request: &Request, drawn: &Drawn) -> Result<Output, Fault> {
+fn make(
+    request: &Request,
+    drawn: &Drawn,
+    save: &mut dyn FnMut(Picture, &Plan) -> engine::Result<()>,
+) -> Result<Output, Fault> {
     let bar = output::bar(0, false);
-    let mut since = Instant::now();
+    let mut since = None;
     let mut observe = |event: Event| {
         match event {
             Event::Begin(stage) => {
                 bar.set_message(stage.label());
                 if stage == Stage::Denoise {
-                    since = Instant::now();
+                    since.get_or_insert_with(Instant::now);
                 }
             }
             Event::Note(note) => bar.suspend(|| output::say(&format!("note: {}", drawn.in_words(&note)))),
@@ -158,13 +151,14 @@ fn make(request: &Request, drawn: &Drawn) -> Result<Output, Fault> {
                 let done = (image * steps + step) as u64;
                 bar.set_length((images * steps) as u64);
                 bar.set_position(done);
-                let left = since.elapsed().as_secs_f64() / done as f64 * ((images * steps) as u64 - done) as f64;
+                let left = since.get_or_insert_with(Instant::now).elapsed().as_secs_f64() / done as f64
+                    * ((images * steps) as u64 - done) as f64;
                 bar.set_prefix(output::time_left(left));
             }
         }
         ControlFlow::Continue(())
     };
-    let made = engine::generate(request, &mut observe);
+    let made = Session::open(request, false).and_then(|mut session| session.generate_each(request, &mut observe, save));
     bar.finish_and_clear();
     Ok(made?)
 }
@@ -179,7 +173,13 @@ fn numbered(file: &Path, seed: u64, count: usize) -> PathBuf {
     file.with_file_name(format!("{stem}-{seed}{end}"))
 }
 
-fn tell(args: &GenerateArgs, output: &Output, images: &[Image], drawn: &Drawn) -> Result<(), Fault> {
+fn tell(
+    args: &GenerateArgs,
+    output: &Output,
+    images: &[Image],
+    scale: Option<(f64, f64)>,
+    drawn: &Drawn,
+) -> Result<(), Fault> {
     if !args.json {
         for Image { path, seed, likeness } in images {
             output::line(&path.display().to_string())?;
@@ -187,11 +187,13 @@ fn tell(args: &GenerateArgs, output: &Output, images: &[Image], drawn: &Drawn) -
                 output::say(&format!("seed {seed}"));
             }
             if let (Some(likeness), Some(face)) = (likeness, args.face.first()) {
-                output::say(&format!(
-                    "likeness to {}: {likeness:.2} (judged by a network that did not steer the picture: the same person drawn twice has about 0.8, two people about 0)",
-                    face.display()
-                ));
+                output::say(&format!("likeness to {}: {likeness:.2}", face.display()));
             }
+        }
+        if let Some((same, others)) = scale {
+            output::say(&format!(
+                "(a network judged it that did not steer the picture; other drawings of the person have {same:.2}, of other people {others:.2})"
+            ));
         }
         return Ok(());
     }

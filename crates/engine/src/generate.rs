@@ -5,7 +5,7 @@ use crate::plan::Plan;
 use crate::request::{Request, Rng};
 use crate::samplers::{self, Driver};
 use crate::session::Session;
-use crate::stack::{self, Stack};
+use crate::stack::Stack;
 use crate::subject::Subject;
 use crate::text::{self, Text};
 use crate::{Error, Result, digest};
@@ -63,6 +63,26 @@ impl Session {
     /// # Errors
     /// As [`generate`].
     pub fn generate(&mut self, request: &Request, observe: &mut Observer) -> Result<Output> {
+        let mut pictures = Vec::new();
+        let mut keep = |picture, _: &Plan| {
+            pictures.push(picture);
+            Ok(())
+        };
+        let done = self.generate_each(request, observe, &mut keep)?;
+        Ok(Output { pictures, ..done })
+    }
+
+    /// As [`Session::generate`], but hands each picture over as soon as it is finished, with the plan that made it, so
+    /// that stopping loses only the one at work. The output then holds no pictures.
+    ///
+    /// # Errors
+    /// As [`generate`], and whatever `take` says.
+    pub fn generate_each(
+        &mut self,
+        request: &Request,
+        observe: &mut Observer,
+        take: &mut dyn FnMut(Picture, &Plan) -> Result<()>,
+    ) -> Result<Output> {
         self.check(request)?;
         let mut clock = Clock::default();
         clock.begin(Stage::Faces, observe)?;
@@ -78,28 +98,41 @@ impl Session {
         self.release();
 
         clock.begin(Stage::Load, observe)?;
-        // Small, and built before the long work rather than after it, where a damaged file would cost that work.
+        // The VAE too: small, and after the long work a damaged file would cost that work.
         self.vae(&plan.compute.device)?;
-        let opened = self.stack.opened();
-        let networks = Networks::build(&plan, &conditions, self)?;
-
-        clock.begin(Stage::Denoise, observe)?;
+        let opened = self.opened(&plan);
+        let roles = self.stack.files().clone();
+        let (branch, identitynet) = plan.uses();
+        self.denoisers(plan.compute, branch, identitynet)?;
         // All networks have been built by now, so what no network took is known.
+        let unused = self.unused(&opened);
+        let networks = Networks::build(&plan, &conditions, self)?;
         let notes = subject.iter().flat_map(|s| s.notes()).chain(&conditions.text.notes).cloned();
-        for note in notes.chain(opened.iter().filter_map(stack::unused)) {
+        for note in notes.chain(unused) {
             go_on(observe(Event::Note(note)))?;
         }
-        let images = 0..plan.seeds.len();
-        let latents: Vec<Tensor> = images.map(|i| denoise(&plan, &networks, i, observe)).collect::<Result<_>>()?;
+
+        let last = plan.seeds.len() - 1;
+        let mut digests = Some(digests);
+        for image in 0..last {
+            clock.begin(Stage::Denoise, observe)?;
+            let latent = denoise(&plan, &networks, image, observe)?;
+            clock.begin(Stage::Decode, observe)?;
+            plan.fill_digests(&roles, digests.take())?;
+            take(decode(&plan, networks.vae, latent, plan.seeds[image])?, &plan)?;
+        }
+        clock.begin(Stage::Denoise, observe)?;
+        let latent = denoise(&plan, &networks, last, observe)?;
+        // The last picture, mostly the only one, is decoded when the other networks have made room.
         drop(networks);
         self.release();
-
         clock.begin(Stage::Decode, observe)?;
-        let pictures = decode(&plan, self.vae(&plan.compute.device)?, latents)?;
+        plan.fill_digests(&roles, digests.take())?;
+        take(decode(&plan, self.vae(&plan.compute.device)?, latent, plan.seeds[last])?, &plan)?;
         self.release();
-        plan.fill_digests(&self.stack, digests)?;
         let timings = clock.finish(plan.seeds.len() * plan.steps);
-        Ok(Output { pictures, plan, photos: subject.map(Subject::into_reports).unwrap_or_default(), timings })
+        let photos = subject.map(Subject::into_reports).unwrap_or_default();
+        Ok(Output { pictures: Vec::new(), plan, photos, timings })
     }
 }
 
@@ -110,7 +143,7 @@ fn go_on(flow: ControlFlow<()>) -> Result<()> {
     }
 }
 
-/// Milliseconds of each stage.
+/// Milliseconds of each stage, summed over the pictures.
 #[derive(Default)]
 struct Clock {
     current: Option<(Stage, Instant)>,
@@ -126,7 +159,7 @@ impl Clock {
 
     fn end(&mut self) {
         if let Some((last, since)) = self.current.take() {
-            self.times.insert(last.key(), since.elapsed().as_secs_f64() * 1e3);
+            *self.times.entry(last.key()).or_default() += since.elapsed().as_secs_f64() * 1e3;
         }
     }
 
@@ -138,6 +171,9 @@ impl Clock {
     }
 }
 
+/// Model files by role, with the file or folder that they belong to.
+type Roles = BTreeMap<String, (std::path::PathBuf, Vec<std::path::PathBuf>)>;
+
 type Digests = std::thread::JoinHandle<Result<BTreeMap<std::path::PathBuf, String>>>;
 
 /// Digests of the model files are made while the networks work.
@@ -148,9 +184,16 @@ fn start_digests(request: &Request, stack: &Stack) -> Digests {
 }
 
 impl Plan {
-    fn fill_digests(&mut self, stack: &Stack, digests: Digests) -> Result<()> {
+    /// Whether the identity branch and IdentityNet have any weight.
+    fn uses(&self) -> (bool, bool) {
+        self.identity.as_ref().map_or((false, false), |id| (id.ip_adapter_scale != 0.0, id.identitynet_scale != 0.0))
+    }
+
+    /// Waits for the digests, unless that has been done.
+    fn fill_digests(&mut self, roles: &Roles, digests: Option<Digests>) -> Result<()> {
+        let Some(digests) = digests else { return Ok(()) };
         let digests = digests.join().map_err(|_| Error::Refused("reading the model files failed".into()))??;
-        for (role, (base, files)) in stack.files() {
+        for (role, (base, files)) in roles {
             let Some(record) = self.models.get_mut(role) else { continue };
             for file in files {
                 let name = file.strip_prefix(base).ok().filter(|n| n.as_os_str() != "");
@@ -177,7 +220,7 @@ impl Conditions {
         let text = text::encode(plan, session, &device)?;
         let identity = match (subject, session.resampler(&device)?) {
             (Some(subject), Some(resampler)) => {
-                let tokens = subject.tokens(resampler, plan.is_guided(), &device)?;
+                let tokens = subject.tokens(resampler, plan.guided, &device)?;
                 Some((tokens, subject.hint((plan.width, plan.height), &device, plan.compute.dtype)?))
             }
             _ => None,
@@ -189,6 +232,7 @@ impl Conditions {
 /// The denoising networks with everything that does not change between steps.
 struct Networks<'a> {
     unet: &'a UNet,
+    vae: &'a Vae,
     context: UNetContext,
     identitynet: Option<(&'a ControlNet, ControlNetContext)>,
     latent_channels: usize,
@@ -203,8 +247,8 @@ impl<'a> Networks<'a> {
         let scales = plan.identity.as_ref().map_or((0.0, 0.0), |id| (id.identitynet_scale, id.ip_adapter_scale));
         let (identitynet_scale, ip_adapter_scale) = (scales.0 as f32, scales.1 as f32);
         let (latent_channels, factor) = (session.stack.latent_channels(), session.stack.vae_factor());
-        let branch = ip_adapter_scale != 0.0;
-        let (unet, net) = session.denoisers(plan.compute, branch, identitynet_scale != 0.0)?;
+        let (branch, identitynet) = plan.uses();
+        let (unet, net, vae) = session.denoisers(plan.compute, branch, identitynet)?;
         let tokens = identity.as_ref().map(|(tokens, _)| tokens);
         let mut context = unet.context(&text.tokens, tokens.filter(|_| branch), text.added.as_ref())?;
         unet.set_guidance(&mut context, plan.guidance as f32)?;
@@ -212,12 +256,12 @@ impl<'a> Networks<'a> {
             (Some(net), Some((tokens, hint))) => Some((net, net.context(tokens, text.added.as_ref(), hint)?)),
             _ => None,
         };
-        Ok(Networks { unet, context, identitynet, latent_channels, factor, ip_adapter_scale, identitynet_scale })
+        Ok(Networks { unet, vae, context, identitynet, latent_channels, factor, ip_adapter_scale, identitynet_scale })
     }
 
     /// The guided prediction for a scaled latent `[1, h, w, c]` at a step.
     fn predict(&self, plan: &Plan, x: &Tensor, timestep: f32, identitynet_works: bool) -> Result<Tensor> {
-        let x = if plan.is_guided() { ops::repeat_rows(x, 2)? } else { x.clone() };
+        let x = if plan.guided { ops::repeat_rows(x, 2)? } else { x.clone() };
         let residuals = match &self.identitynet {
             Some((net, context)) if identitynet_works => {
                 Some(net.forward(&x, timestep, context, self.identitynet_scale)?)
@@ -225,7 +269,7 @@ impl<'a> Networks<'a> {
             _ => None,
         };
         let out = self.unet.forward(&x, timestep, &self.context, self.ip_adapter_scale, residuals.as_ref())?;
-        if !plan.is_guided() {
+        if !plan.guided {
             return Ok(out);
         }
         // negative + guidance * (positive - negative), Ho and Salimans 2022
@@ -276,30 +320,25 @@ impl Noise {
     }
 }
 
-/// Latents to pictures.
-fn decode(plan: &Plan, vae: &Vae, latents: Vec<Tensor>) -> Result<Vec<Picture>> {
-    let pixels = u64::from(plan.width) * u64::from(plan.height);
-    let mut pictures = Vec::with_capacity(latents.len());
-    for (latent, &seed) in latents.into_iter().zip(&plan.seeds) {
-        let scaled = vae.to_decoder(&latent)?;
-        let image = match pixels > UNTILED_PIXELS {
-            true => vae.decode_tiled(&scaled, TILE.0, TILE.1)?,
-            false => vae.decode(&scaled)?,
-        };
-        let [_, h, w, c] = image.dims4()?;
-        if c != 3 {
-            return Error::refused(format!("the VAE makes pictures of {c} channels; three are needed"));
-        }
-        // As diffusers: to [0, 1], clamped, times 255, halves to even.
-        let byte = |x: f32| ((x * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-        let values = image.to_vec_f32()?;
-        if values.iter().any(|x| !x.is_finite()) {
-            return Err(Error::NotFinite("the decoded picture"));
-        }
-        let rgb = values.into_iter().map(byte).collect();
-        pictures.push(Picture { seed, width: w as u32, height: h as u32, rgb, latent });
+/// A latent to its picture.
+fn decode(plan: &Plan, vae: &Vae, latent: Tensor, seed: u64) -> Result<Picture> {
+    let scaled = vae.to_decoder(&latent)?;
+    let image = match u64::from(plan.width) * u64::from(plan.height) > UNTILED_PIXELS {
+        true => vae.decode_tiled(&scaled, TILE.0, TILE.1)?,
+        false => vae.decode(&scaled)?,
+    };
+    let [_, h, w, c] = image.dims4()?;
+    if c != 3 {
+        return Error::refused(format!("the VAE makes pictures of {c} channels; three are needed"));
     }
-    Ok(pictures)
+    let values = image.to_vec_f32()?;
+    if values.iter().any(|x| !x.is_finite()) {
+        return Err(Error::NotFinite("the decoded picture"));
+    }
+    // As diffusers: to [0, 1], clamped, times 255, halves to even.
+    let byte = |x: f32| ((x * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    let rgb = values.into_iter().map(byte).collect();
+    Ok(Picture { seed, width: w as u32, height: h as u32, rgb, latent })
 }
 
 impl Picture {

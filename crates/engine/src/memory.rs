@@ -2,7 +2,7 @@
 //! killed by the system after minutes of work.
 //!
 //! Only what is certain is counted: weights, the skip connections of the UNet with IdentityNet's beside them, the widest
-//! activations of UNet and VAE, and the finished pictures.
+//! activations of UNet and VAE.
 
 use crate::generate::{TILE, UNTILED_PIXELS};
 use crate::plan::Plan;
@@ -37,12 +37,14 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
     let (unet, vae, beside) = stack.sizes();
     let pixels = u64::from(plan.width) * u64::from(plan.height);
     let latent = pixels / u64::from(stack.vae_factor()).pow(2);
-    let halves = if plan.is_guided() { 2 } else { 1 };
+    let halves = if plan.guided { 2 } else { 1 };
     let weights = stack.parameters(plan.identity.is_some()) as u64 * bytes(plan.compute.dtype);
-    let denoise = weights + step(&unet.encoder, beside, halves * latent, plan.compute.dtype);
+    let decode = decode(vae, pixels);
+    // Of several pictures all but the last are decoded beside the denoising networks.
+    let beside_decode = if plan.seeds.len() > 1 { decode } else { 0 };
+    let denoise = weights + step(&unet.encoder, beside, halves * latent, plan.compute.dtype).max(beside_decode);
     let text = stack.text_parameters() as u64 * bytes(DType::F32);
-    let pictures = plan.seeds.len() as u64 * pixels * 3;
-    denoise.max(text).max(pictures + decode(vae, pixels))
+    denoise.max(text).max(decode)
 }
 
 /// Activations of a denoising step for a batch of `pixels` latent pixels in all.

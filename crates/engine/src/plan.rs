@@ -36,8 +36,10 @@ pub struct Plan {
     pub height: u32,
     /// Denoising steps.
     pub steps: usize,
-    /// Guidance; 1 means off.
+    /// Guidance; up to 1 means off.
     pub guidance: f64,
+    /// Whether the guidance is classifier-free, at twice the work; a latent consistency model takes it as an input.
+    pub guided: bool,
     /// Canonical name of the sampler.
     pub sampler: &'static str,
     /// Its name in the A1111 web UI.
@@ -110,6 +112,7 @@ impl Plan {
         };
         let seed = request.seed.unwrap_or_else(random_seed);
         let compute = compute(request, stack)?;
+        let guidance = request.guidance.or(stack.about.guidance).unwrap_or(GUIDANCE);
         let mut plan = Plan {
             version: env!("CARGO_PKG_VERSION"),
             prompt: request.prompt.clone(),
@@ -118,10 +121,8 @@ impl Plan {
             width,
             height,
             steps: request.steps.or(stack.about.steps).unwrap_or(STEPS),
-            guidance: match stack.takes_guidance() {
-                true => request.guidance.or(stack.about.guidance).unwrap_or(GUIDANCE),
-                false => 1.0,
-            },
+            guidance,
+            guided: guidance > 1.0 && stack.takes_guidance(),
             sampler: sampler.name(),
             sampler_title: sampler.title(),
             scheduler: stack.scheduler().clone(),
@@ -145,11 +146,6 @@ impl Plan {
     /// The noise levels.
     pub(crate) fn schedule(&self) -> Result<Schedule> {
         Schedule::new(&self.scheduler, Sampler::from_name(self.sampler)?, self.steps)
-    }
-
-    /// Whether classifier-free guidance runs, at twice the work.
-    pub fn is_guided(&self) -> bool {
-        self.guidance > 1.0
     }
 
     /// Whether IdentityNet works in step `i`: the reference's `controlnet_keep`.

@@ -1,12 +1,13 @@
 //! Networks built from a stack: each when it is first needed, and kept or dropped after its stage.
 
-use crate::plan::Compute;
+use crate::plan::{Compute, Plan};
 use crate::request::{ModelPaths, Request};
 use crate::stack::Stack;
 use crate::{Error, Result};
 use faces::FaceAnalyzer;
 use nets::{ClipText, ControlNet, Resampler, UNet, Vae};
 use tensor::Device;
+use weights::Weights;
 
 /// The files of a stack and the networks built from them so far. One session makes one picture after another; it
 /// belongs to one thread.
@@ -85,20 +86,20 @@ impl Session {
         }
     }
 
-    /// The denoising networks: the UNet, with the identity branch if asked for, and IdentityNet if asked for.
+    /// The denoising networks: the UNet, with the identity branch if asked for, and IdentityNet if asked for; and the VAE.
     pub(crate) fn denoisers(
         &mut self,
         compute: Compute,
         branch: bool,
         identitynet: bool,
-    ) -> Result<(&UNet, Option<&ControlNet>)> {
+    ) -> Result<(&UNet, Option<&ControlNet>, &Vae)> {
         if self.compute.is_some_and(|built| built != compute) {
             (self.unet, self.identitynet) = (None, None);
         }
         self.compute = Some(compute);
         // A kept UNet has the branch from the start, as a later request may want it; weight 0 costs it nothing.
         let branch = branch || (self.keep && self.stack.has_identity());
-        let Session { stack, unet, identitynet: net, .. } = self;
+        let Session { stack, unet, identitynet: net, vae, .. } = self;
         if unet.as_ref().is_some_and(|unet| branch && !unet.has_identity()) {
             *unet = None;
         }
@@ -107,12 +108,28 @@ impl Session {
             true => Some(built(net, || stack.identitynet(compute))?),
             false => None,
         };
-        Ok((unet, net))
+        Ok((unet, net, built(vae, || stack.vae(&compute.device))?))
     }
 
     pub(crate) fn vae(&mut self, device: &Device) -> Result<&Vae> {
         let Session { stack, vae, .. } = self;
         built(vae, || stack.vae(device))
+    }
+
+    /// All weights once every network that takes some of them is built or about to be; none before, as nobody could say
+    /// what stays unused.
+    pub(crate) fn opened(&self, plan: &Plan) -> Vec<Weights> {
+        let uses = plan.identity.as_ref().is_some_and(|identity| identity.identitynet_scale != 0.0);
+        let all = !self.keep || !self.stack.has_identitynet() || self.identitynet.is_some() || uses;
+        if all { self.stack.opened() } else { Vec::new() }
+    }
+
+    /// Sentences about tensors that no network took; none while a network that would take some is still to be built.
+    pub(crate) fn unused(&self, opened: &[Weights]) -> Vec<String> {
+        let identity = !self.stack.has_identity()
+            || self.resampler.is_some() && self.unet.as_ref().is_some_and(UNet::has_identity);
+        let complete = !self.keep || identity && (!self.stack.has_identitynet() || self.identitynet.is_some());
+        if complete { opened.iter().filter_map(stack::unused).collect() } else { Vec::new() }
     }
 
     /// Ends a stage: drops its networks unless they are kept, and gives memory back.

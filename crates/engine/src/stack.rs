@@ -286,6 +286,11 @@ impl Stack {
         self.adapter.is_some()
     }
 
+    /// Whether IdentityNet was opened.
+    pub(crate) fn has_identitynet(&self) -> bool {
+        self.identitynet.is_some()
+    }
+
     /// Builds the Resampler, in f32.
     pub(crate) fn resampler(&self, device: &Device) -> Result<Resampler> {
         let Some(adapter) = &self.adapter else { return Error::refused("there is no identity adapter") };

@@ -31,11 +31,11 @@ pub(crate) fn encode(plan: &Plan, session: &mut Session, device: &Device) -> Res
     // The reference drops the negative prompt's code, not only its words, where none was given.
     let (has_added, count) = (session.stack.has_added(), tokenizers.len());
     let zeros = plan.negative.is_none() && session.stack.zeros_for_no_negative && has_added;
-    let mut halves: Vec<Vec<Coded>> = if plan.is_guided() { vec![Vec::new(), Vec::new()] } else { vec![Vec::new()] };
+    let mut halves: Vec<Vec<Coded>> = if plan.guided { vec![Vec::new(), Vec::new()] } else { vec![Vec::new()] };
     for i in 0..count {
         let encoder = session.text_encoder(i, device)?;
         let positive = encode_one(encoder, &encoded.prompt[i], has_added)?;
-        if plan.is_guided() {
+        if plan.guided {
             halves[0].push(match zeros {
                 true => Coded { hidden: zero(&positive.hidden)?, pooled: zero(&positive.pooled)? },
                 false => encode_one(encoder, &encoded.negative[i], has_added)?,

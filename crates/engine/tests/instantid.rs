@@ -269,3 +269,22 @@ fn a_session_that_keeps_its_networks_gives_the_same_pictures() {
     let refused = without_face.generate(&request, &mut |_| ControlFlow::Continue(()));
     assert!(refused.err().unwrap().to_string().contains("without a face"));
 }
+
+#[test]
+fn pictures_are_handed_over_one_by_one() {
+    let (mut request, _) = first();
+    request.count = 3;
+    let all = run(&request);
+    let mut taken = Vec::new();
+    let mut session = engine::Session::open(&request, false).unwrap();
+    let stopped = session.generate_each(&request, &mut |_| ControlFlow::Continue(()), &mut |picture, plan| {
+        assert!(!plan.models["model"].sha256.is_empty());
+        taken.push(picture);
+        // The third is never asked for.
+        if taken.len() == 2 { Err(engine::Error::Cancelled) } else { Ok(()) }
+    });
+    assert!(matches!(stopped, Err(engine::Error::Cancelled)));
+    for (one, other) in taken.iter().zip(&all.pictures) {
+        assert_eq!((one.seed, &one.rgb), (other.seed, &other.rgb));
+    }
+}
