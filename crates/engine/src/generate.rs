@@ -100,7 +100,7 @@ impl Session {
         clock.begin(Stage::Load, observe)?;
         // The VAE too: small, and after the long work a damaged file would cost that work.
         self.vae(&plan.compute.device)?;
-        let opened = self.opened(&plan);
+        let opened = self.stack.opened();
         let roles = self.stack.files().clone();
         let (branch, identitynet) = plan.uses();
         self.denoisers(plan.compute, branch, identitynet)?;

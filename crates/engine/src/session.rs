@@ -1,8 +1,8 @@
 //! Networks built from a stack: each when it is first needed, and kept or dropped after its stage.
 
-use crate::plan::{Compute, Plan};
+use crate::plan::Compute;
 use crate::request::{ModelPaths, Request};
-use crate::stack::Stack;
+use crate::stack::{self, Stack};
 use crate::{Error, Result};
 use faces::FaceAnalyzer;
 use nets::{ClipText, ControlNet, Resampler, UNet, Vae};
@@ -116,19 +116,9 @@ impl Session {
         built(vae, || stack.vae(device))
     }
 
-    /// All weights once every network that takes some of them is built or about to be; none before, as nobody could say
-    /// what stays unused.
-    pub(crate) fn opened(&self, plan: &Plan) -> Vec<Weights> {
-        let uses = plan.identity.as_ref().is_some_and(|identity| identity.identitynet_scale != 0.0);
-        let all = !self.keep || !self.stack.has_identitynet() || self.identitynet.is_some() || uses;
-        if all { self.stack.opened() } else { Vec::new() }
-    }
-
     /// Sentences about tensors that no network took; none while a network that would take some is still to be built.
     pub(crate) fn unused(&self, opened: &[Weights]) -> Vec<String> {
-        let identity = !self.stack.has_identity()
-            || self.resampler.is_some() && self.unet.as_ref().is_some_and(UNet::has_identity);
-        let complete = !self.keep || identity && (!self.stack.has_identitynet() || self.identitynet.is_some());
+        let complete = !self.keep || !self.stack.has_identitynet() || self.identitynet.is_some();
         if complete { opened.iter().filter_map(stack::unused).collect() } else { Vec::new() }
     }
 
