@@ -7,6 +7,7 @@ mod compare;
 mod faces;
 mod fault;
 mod generate;
+mod likeness;
 mod memory;
 mod models;
 mod output;

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use cast::{Character, Picture, Scene};
+use compare::Known;
 use engine::metadata::{DRAWN, encode_png};
+use faces::{Photo, RgbImage};
 use serde_json::{Value, json};
 
 use crate::fault::Fault;
@@ -64,6 +66,22 @@ pub(crate) fn seed(path: &Path) -> Result<Option<u64>, Fault> {
     };
     let sentence = || format!("{}: after {SCHEME} stands the seed of a character, such as 1000001", path.display());
     said.parse().map(Some).map_err(|_| Fault::Given(sentence()))
+}
+
+/// Drawings of a character beside the portrait, whose keypoints are known.
+pub(crate) fn drawings(seed: u64, count: usize) -> Result<Vec<Known>, Fault> {
+    let character = Character::from_seed(seed);
+    let scenes = cast::album(seed, PORTRAITS, 1 + count).into_iter().skip(1);
+    let known = scenes.map(|scene| {
+        let picture = cast::draw(&character, &scene, SIDE)?;
+        let side = picture.size as u32;
+        let image = RgbImage::from_raw(side, side, picture.rgb).unwrap_or_default();
+        Ok(Known {
+            photo: Photo::from_image(&format!("{SCHEME}{seed}"), image),
+            keypoints: Some(picture.truth.keypoints),
+        })
+    });
+    known.collect()
 }
 
 /// A drawing as PNG, with the truth about it.

@@ -279,7 +279,9 @@ fn tensors_that_nothing_takes_are_told() {
 #[test]
 fn without_models_the_command_that_brings_them_is_named() {
     let place = Place::new();
-    let output = place.run(&["generate", "a sailor", "--face", &faces("astronaut.jpg")]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("`sameface models pull instantid` brings it"), "{}", text(&output.stderr));
+    let output = place.run(&["generate", "a sailor", "--face", &faces("astronaut.jpg"), "--steps", "1"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("`sameface models pull instantid` brings"), "{said}");
+    // The built-in models, where the program carries them, have a note for photographs and do what they can.
+    assert!(output.status.code() == Some(1) || said.contains("these models know drawn characters only"), "{said}");
 }

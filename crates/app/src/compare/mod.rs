@@ -4,6 +4,7 @@ mod grid;
 mod page;
 mod subjects;
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,7 +43,9 @@ fn work(args: &CompareArgs, drawn: &mut Drawn) -> Result<(), Fault> {
         })?,
     };
     let eyes = Eyes::open(request.models.face_models.as_deref().unwrap_or(Path::new("")), &judge)?;
-    let people = subjects.iter().map(|subject| subjects::meet(subject, drawn, &eyes)).collect::<Result<Vec<_>, _>>()?;
+    let built_in = args.judge.is_none() || stack::is_built_in(&request.models.base);
+    let people = subjects.iter().map(|subject| subjects::meet(subject, drawn, &eyes, built_in));
+    let people = people.collect::<Result<Vec<_>, _>>()?;
     let crowd = subjects::crowd(args, &subjects, &eyes)?;
     let stranger = if people.len() == 1 { subjects::stranger(&subjects, drawn, &eyes) } else { None };
     if people.len() == 1 && stranger.is_none() {
@@ -117,6 +120,7 @@ fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(),
     let mut measured: Vec<(Cell, Measures)> = Vec::new();
     let mut rows: Vec<Value> = Vec::new();
     let mut plan = Value::Null;
+    let mut told = BTreeSet::new();
     let bar = output::bar(cells.len() as u64, false);
     let since = Instant::now();
     for (i, cell) in cells.iter().copied().enumerate() {
@@ -124,7 +128,7 @@ fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(),
         bar.set_message(format!("{}: {title}", comparison.people[cell.person].name));
         let mut observe = |event: Event| {
             if let Event::Note(note) = event
-                && i == 0
+                && told.insert(note.clone())
             {
                 bar.suspend(|| output::say(&format!("note: {note}")));
             }

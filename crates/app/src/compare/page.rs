@@ -118,6 +118,9 @@ fn summary_table(html: &mut String, summaries: &[Summary], reality: &Value) {
     );
 }
 
+/// A column of the table.
+type Measure = fn(&Summary) -> Option<f64>;
+
 /// Identity and text against the weight, a line for each method that ran at several.
 fn curves(html: &mut String, summaries: &[Summary]) {
     let mut methods: Vec<&str> = summaries.iter().filter(|s| s.scale.is_some()).map(|s| s.method).collect();
@@ -127,7 +130,7 @@ fn curves(html: &mut String, summaries: &[Summary]) {
         return;
     }
     html.push_str("<h2>Against the weight</h2>\n");
-    let charts: [(&str, fn(&Summary) -> Option<f64>); 2] = [("SimRef", |s| s.sim_ref), ("text", |s| s.text)];
+    let charts: [(&str, Measure); 2] = [("SimRef", |s| s.sim_ref), ("text", |s| s.text)];
     for (title, of) in charts {
         let points = |method: &str| -> Vec<(f64, f64)> {
             let mine = summaries.iter().filter(|s| s.method == method);

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use cast::{Character, HELD_OUT};
+use cast::HELD_OUT;
 use compare::{Eyes, Gallery, Known, Person, Prompt};
-use faces::{Photo, RgbImage};
+use faces::Photo;
 
 use crate::cli::CompareArgs;
 use crate::fault::Fault;
@@ -13,6 +13,8 @@ use crate::people::{self, Drawn};
 
 /// People at hand where nothing is said.
 const AMONG: usize = 40;
+/// Other drawings of each character: all the rest of its album.
+const OTHERS: usize = people::ALBUM - 1;
 /// More than are worth drawing for a measure.
 const MOST: usize = 10_000;
 
@@ -90,30 +92,17 @@ pub(crate) fn prompts(args: &CompareArgs) -> Result<Vec<Prompt>, Fault> {
     }
 }
 
-/// Other drawings of a character, whose keypoints are known.
-fn drawings(seed: u64) -> Result<Vec<Known>, Fault> {
-    let character = Character::from_seed(seed);
-    let scenes = cast::album(seed, people::PORTRAITS, people::ALBUM).into_iter().skip(1);
-    let known = scenes.map(|scene| {
-        let picture = cast::draw(&character, &scene, people::SIDE)?;
-        let side = picture.size as u32;
-        let image = RgbImage::from_raw(side, side, picture.rgb).unwrap_or_default();
-        Ok(Known { photo: Photo::from_image(&format!("cast:{seed}"), image), keypoints: Some(picture.truth.keypoints) })
-    });
-    known.collect()
-}
-
-/// Reads a face and the person's other pictures.
-pub(crate) fn meet(subject: &Subject, drawn: &Drawn, eyes: &Eyes) -> Result<Person, Fault> {
+/// Reads a face and the person's other pictures. What is `built_in`, models or judge, knows no photographs.
+pub(crate) fn meet(subject: &Subject, drawn: &Drawn, eyes: &Eyes, built_in: bool) -> Result<Person, Fault> {
     let mut others = match subject.seed {
-        Some(seed) => drawings(seed)?,
+        Some(seed) => people::drawings(seed, OTHERS)?,
         None => Vec::new(),
     };
     for other in &subject.others {
         others.push(Known { photo: Photo::open(other)?, keypoints: None });
     }
     let photo = Photo::open(&subject.file)?;
-    if subject.seed.is_none() && engine::metadata::drawn(&subject.file).is_none() {
+    if built_in && subject.seed.is_none() && engine::metadata::drawn(&subject.file).is_none() {
         output::say(&format!(
             "note: {}: the built-in models and their judge know drawn characters only; for photographs, `sameface models pull instantid` brings models, and --judge names another encoder",
             drawn.in_words(&photo.name)
@@ -132,7 +121,7 @@ pub(crate) fn crowd(args: &CompareArgs, subjects: &[Subject], eyes: &Eyes) -> Re
     let bar = output::bar(wanted.len() as u64, false);
     bar.set_message("drawing people to be told apart");
     for seed in wanted {
-        gallery.add(&drawings(seed)?, eyes)?;
+        gallery.add(&people::drawings(seed, OTHERS)?, eyes)?;
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -1,0 +1,54 @@
+//! How similar a finished picture is to the photo given, where the built-in judge can tell: on pictures of the built-in
+//! models.
+
+use cast::HELD_OUT;
+use compare::{Eyes, Known};
+use engine::{Picture, Request};
+use faces::{Photo, RgbImage};
+
+use crate::fault::Fault;
+use crate::{people, stack};
+
+/// How many drawings the scale is made of.
+const SCALE: usize = 4;
+
+/// The judge with the photo before it.
+pub(crate) struct Likeness(Option<(Eyes, Photo, Option<u64>)>);
+
+impl Likeness {
+    /// Reads the first photo of a request; without one, or on other models, there is nothing to compare.
+    pub(crate) fn open(request: &Request) -> Result<Likeness, Fault> {
+        let face = request.faces.first().filter(|face| request.wants_identity() && !faces::Identity::sniff(face));
+        let (Some(face), Some(models)) = (face, &request.models.face_models) else { return Ok(Likeness(None)) };
+        match stack::judge()?.filter(|_| stack::is_built_in(&request.models.base)) {
+            Some(judge) => {
+                let seed = engine::metadata::drawn(face).and_then(|truth| truth["seed"].as_u64());
+                Ok(Likeness(Some((Eyes::open(models, &judge)?, Photo::open(face)?, seed))))
+            }
+            None => Ok(Likeness(None)),
+        }
+    }
+
+    /// The judge's cosine between the photo and a picture, if both show a face.
+    pub(crate) fn of(&self, picture: &Picture) -> Result<Option<f64>, Fault> {
+        let Some((eyes, photo, _)) = &self.0 else { return Ok(None) };
+        let image = RgbImage::from_raw(picture.width, picture.height, picture.rgb.clone());
+        Ok(image.map(|image| eyes.likeness(photo, &image)).transpose()?.flatten())
+    }
+
+    /// What such numbers mean: the same cosine for other drawings of the person, and of other people. For characters.
+    pub(crate) fn scale(&self) -> Result<Option<(f64, f64)>, Fault> {
+        let Some((eyes, photo, Some(seed))) = &self.0 else { return Ok(None) };
+        let Some(kps) = eyes.find(&photo.image)? else { return Ok(None) };
+        let given = eyes.embed(&Known { photo: photo.clone(), keypoints: Some(kps) })?;
+        let mean = |drawings: Vec<Known>| -> Result<f64, Fault> {
+            let count = drawings.len().max(1) as f64;
+            let each = drawings.iter().map(|known| Ok(faces::cosine(&given, &eyes.embed(known)?)));
+            Ok(each.sum::<Result<f64, Fault>>()? / count)
+        };
+        let others = (0..).map(|i| HELD_OUT + 4 * i).filter(|other| other != seed).take(SCALE);
+        let others: Vec<Known> =
+            others.map(|other| people::drawings(other, 1)).collect::<Result<Vec<_>, _>>()?.concat();
+        Ok(Some((mean(people::drawings(*seed, SCALE)?)?, mean(others)?)))
+    }
+}
