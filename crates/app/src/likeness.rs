@@ -1,5 +1,5 @@
-//! How similar a finished picture is to the photo given, where the built-in judge can tell: on pictures of the built-in
-//! models.
+//! How similar a finished picture is to the face given, where the built-in judge can tell: on drawn characters, made by
+//! the built-in models.
 
 use cast::HELD_OUT;
 use compare::{Eyes, Known};
@@ -13,19 +13,17 @@ use crate::{people, stack};
 const SCALE: usize = 4;
 
 /// The judge with the photo before it.
-pub(crate) struct Likeness(Option<(Eyes, Photo, Option<u64>)>);
+pub(crate) struct Likeness(Option<(Eyes, Photo, u64)>);
 
 impl Likeness {
-    /// Reads the first photo of a request; without one, or on other models, there is nothing to compare.
+    /// Reads the first photo of a request; where it is no drawing, or on other models, the judge knows nothing.
     pub(crate) fn open(request: &Request) -> Result<Likeness, Fault> {
         let face = request.faces.first().filter(|face| request.wants_identity() && !faces::Identity::sniff(face));
         let (Some(face), Some(models)) = (face, &request.models.face_models) else { return Ok(Likeness(None)) };
-        match stack::judge()?.filter(|_| stack::is_built_in(&request.models.base)) {
-            Some(judge) => {
-                let seed = engine::metadata::drawn(face).and_then(|truth| truth["seed"].as_u64());
-                Ok(Likeness(Some((Eyes::open(models, &judge)?, Photo::open(face)?, seed))))
-            }
-            None => Ok(Likeness(None)),
+        let seed = engine::metadata::drawn(face).and_then(|truth| truth["seed"].as_u64());
+        match (stack::judge()?.filter(|_| stack::is_built_in(&request.models.base)), seed) {
+            (Some(judge), Some(seed)) => Ok(Likeness(Some((Eyes::open(models, &judge)?, Photo::open(face)?, seed)))),
+            _ => Ok(Likeness(None)),
         }
     }
 
@@ -36,9 +34,9 @@ impl Likeness {
         Ok(image.map(|image| eyes.likeness(photo, &image)).transpose()?.flatten())
     }
 
-    /// What such numbers mean: the same cosine for other drawings of the person, and of other people. For characters.
+    /// What such numbers mean: the same cosine for other drawings of the person, and of other people.
     pub(crate) fn scale(&self) -> Result<Option<(f64, f64)>, Fault> {
-        let Some((eyes, photo, Some(seed))) = &self.0 else { return Ok(None) };
+        let Some((eyes, photo, seed)) = &self.0 else { return Ok(None) };
         let Some(kps) = eyes.find(&photo.image)? else { return Ok(None) };
         let given = eyes.embed(&Known { photo: photo.clone(), keypoints: Some(kps) })?;
         let mean = |drawings: Vec<Known>| -> Result<f64, Fault> {
