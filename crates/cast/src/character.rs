@@ -92,7 +92,7 @@ impl Character {
         let look_alikes = Rng::stream(family, 1).chance(0.25);
         let mut traits =
             draw_traits(&mut Rng::stream(if look_alikes { family } else { seed }, 2 + u64::from(look_alikes)));
-        if look_alikes && seed % 4 != 0 {
+        if look_alikes && !seed.is_multiple_of(4) {
             let mut rng = Rng::stream(seed, 4);
             let fresh = draw_traits(&mut Rng::stream(seed, 5));
             for _ in 0..3 + rng.below(4) {

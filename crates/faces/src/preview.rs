@@ -1,9 +1,9 @@
 //! A photo with its faces drawn in: boxes, keypoints and the number that `--face-index` takes.
 
+use crate::Result;
 use crate::analyze::Face;
 use crate::keypoints::COLORS;
 use crate::raster::Canvas;
-use crate::Result;
 use image::RgbImage;
 use std::path::Path;
 
