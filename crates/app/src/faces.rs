@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::cli::FacesArgs;
 use crate::fault::Fault;
-use crate::{models, output, stack, threads};
+use crate::people::Drawn;
+use crate::{models, output, people, stack, threads};
 
 pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
     let several = args.photos.len() > 1;
@@ -20,13 +21,21 @@ pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
     threads::limit(args.threads)?;
     let (folder, built_in) = stack::face_models(&models::config()?, args.face_models.as_deref())?;
     let analyzer = FaceAnalyzer::open(&folder)?;
-    if built_in && args.photos.iter().any(|photo| engine::metadata::drawn(photo).is_none()) {
+    if built_in
+        && args
+            .photos
+            .iter()
+            .any(|photo| !matches!(people::seed(photo), Ok(Some(_))) && engine::metadata::drawn(photo).is_none())
+    {
         output::say(
             "note: the built-in face models know drawn characters only; `sameface models pull antelopev2` brings those for photographs",
         );
     }
 
-    let looks: Vec<Look> = args.photos.iter().map(|photo| look(&analyzer, args, photo)).collect();
+    let mut drawn = Drawn::new();
+    let files = args.photos.iter().map(|photo| drawn.file(photo)).collect::<Result<Vec<_>, _>>()?;
+    let photos = args.photos.iter().zip(&files);
+    let looks: Vec<Look> = photos.map(|(path, file)| look(&analyzer, args, path, file, &drawn)).collect();
     write_files(&analyzer, args, &looks)?;
     print(args, &looks)?;
     match looks.iter().any(|look| look.outcome.is_err()) {
@@ -42,8 +51,8 @@ struct Look<'a> {
 }
 
 /// Looks at one photo. What is wrong with it is said at once, and the others go on.
-fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path) -> Look<'a> {
-    let outcome = Photo::open(path).and_then(|photo| {
+fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path, file: &Path, drawn: &Drawn) -> Look<'a> {
+    let outcome = Photo::open(file).and_then(|photo| {
         let analysis = analyzer.analyze(&photo)?;
         for notice in photo.notices.iter().chain(&analysis.notices) {
             output::say(&format!("{}: {notice}", path.display()));
@@ -54,14 +63,14 @@ fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path) -> Look<'
             return Ok((photo, analysis));
         }
         let (face, told) = analysis.choose(args.face_index)?;
-        told.iter().for_each(|notice| output::say(notice));
+        told.iter().for_each(|notice| output::say(&drawn.in_words(notice)));
         let faces = match args.face_index {
             Some(_) => vec![face.clone()],
             None => analysis.faces.clone(),
         };
         Ok((photo, Analysis { faces, ..analysis }))
     });
-    let outcome = outcome.map_err(|error| error.to_string());
+    let outcome = outcome.map_err(|error| drawn.in_words(&error.to_string()));
     if let Err(error) = &outcome {
         output::say(&format!("sameface: {error}"));
     }

@@ -5,7 +5,10 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 /// Writes beside the place, brings it to the disk, and renames; what was there is replaced.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     beside(path, bytes)?.persist(path).map_err(|e| Error::unwritten(path)(plain(e.error)))?;
     Ok(())
 }

@@ -36,6 +36,7 @@ mod save;
 pub use bench::{StepBench, step as bench_step};
 pub use error::{Error, Result};
 pub use event::{Event, Observer, Stage};
+pub use files::write_atomically;
 pub use generate::{Output, Picture, generate};
 pub use plan::{IdentityPlan, ModelRecord, Plan};
 pub use request::{DeviceChoice, Embedding, ModelPaths, Pose, Precision, Request, Rng};

@@ -9,7 +9,7 @@ use super::values::{threads, whole};
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER)]
 pub(crate) struct FacesArgs {
-    /// Photos: JPEG, PNG, WebP, BMP or GIF, turned upright as their EXIF says.
+    /// Photos: JPEG, PNG, WebP, BMP or GIF, turned upright as their EXIF says; or cast:SEED, a drawn character.
     #[arg(required = true, value_name = "PHOTO")]
     pub(crate) photos: Vec<PathBuf>,
 

@@ -102,16 +102,12 @@ fn check_folder(folder: &Path) -> Result<(), Fault> {
     Ok(engine::Target::check_file(&folder.join("table.json"))?)
 }
 
-fn unwritten(path: &Path) -> impl FnOnce(std::io::Error) -> Fault + use<> {
-    let path = path.to_path_buf();
-    move |error| Fault::Here(format!("{} could not be written: {error}", path.display()))
-}
-
 /// Makes all pictures and what is told of them.
 fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(), Fault> {
     let folder = &args.output;
     let pictures = folder.join("pictures");
-    std::fs::create_dir_all(&pictures).map_err(unwritten(&pictures))?;
+    std::fs::create_dir_all(&pictures)
+        .map_err(|e| Fault::Here(format!("{} could not be made: {e}", pictures.display())))?;
     for (i, person) in comparison.people.iter().enumerate() {
         faces::save_png(&folder.join(reference(i)), &person.photo.image)?;
     }
@@ -137,7 +133,7 @@ fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(),
         let made = run.make(cell, &mut observe)?;
         let name =
             format!("pictures/{:03}-{:02}-{}.png", cell.person, cell.prompt, comparison.columns[cell.column].name());
-        std::fs::write(folder.join(&name), made.plan.png(&made.picture)?).map_err(unwritten(&folder.join(&name)))?;
+        engine::write_atomically(&folder.join(&name), &made.plan.png(&made.picture)?)?;
         grid.add(cell, &made.picture);
         rows.push(row(comparison, cell, &name, made.picture.seed, &made.measures));
         if comparison.columns[cell.column].method.name == "instantid" || plan.is_null() {
@@ -156,8 +152,7 @@ fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(),
     let page = page::page(comparison, &summaries, &measured, &table);
     for (name, text) in [("table.json", serde_json::to_string_pretty(&table).unwrap_or_default()), ("index.html", page)]
     {
-        let path = folder.join(name);
-        std::fs::write(&path, text).map_err(unwritten(&path))?;
+        engine::write_atomically(&folder.join(name), text.as_bytes())?;
     }
     if args.json {
         return output::json(&table);

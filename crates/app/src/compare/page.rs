@@ -1,6 +1,7 @@
 //! The page of a comparison: a table, curves where methods ran at several weights, and all pictures. It needs no
 //! network and no script.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use compare::{Cell, Comparison, Measures, Summary};
@@ -76,6 +77,8 @@ pub(crate) fn page(
         table["people_at_hand"]
     );
     summary_table(&mut html, summaries, &table["reality"]);
+    by_key(&mut html, "SimRef by style", summaries, |summary| &summary.sim_ref_by_style);
+    by_key(&mut html, "Text by attribute", summaries, |summary| &summary.text_by_attribute);
     curves(&mut html, summaries);
     pictures(&mut html, comparison, measured);
     html
@@ -116,6 +119,27 @@ fn summary_table(html: &mut String, summaries: &[Summary], reality: &Value) {
         "<dt>their own pictures</dt><dd>what the judge says of real pictures of these people: the most that a method can \
          reach; under stranger, two different people</dd>\n</dl>\n",
     );
+}
+
+/// A table of what was measured for each style or attribute.
+fn by_key(html: &mut String, title: &str, summaries: &[Summary], of: fn(&Summary) -> &BTreeMap<String, f64>) {
+    let keys: BTreeSet<&String> = summaries.iter().flat_map(|summary| of(summary).keys()).collect();
+    if keys.is_empty() {
+        return;
+    }
+    let _ = write!(html, "<h2>{title}</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th></th>");
+    keys.iter().for_each(|key| html.push_str(&format!("<th>{}</th>", escaped(key))));
+    html.push_str("</tr></thead>\n<tbody>\n");
+    for summary in summaries {
+        let class = if summary.control { " class=\"control\"" } else { "" };
+        let _ = write!(html, "<tr{class}><td>{}</td>", escaped(&summary.title));
+        for key in &keys {
+            let value = of(summary).get(*key).map_or_else(|| "-".into(), |value| format!("{value:.3}"));
+            let _ = write!(html, "<td>{value}</td>");
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</tbody></table></div>\n");
 }
 
 /// A column of the table.

@@ -63,7 +63,7 @@ pub(crate) fn said(args: &CompareArgs, drawn: &mut Drawn) -> Result<Vec<Subject>
     }
     match (&mut subjects[..], args.other.is_empty()) {
         (_, true) => {}
-        ([one], false) => one.others = args.other.clone(),
+        ([one], false) => one.others = args.other.iter().map(|other| drawn.file(other)).collect::<Result<_, _>>()?,
         (several, false) => {
             return Err(Fault::Given(format!(
                 "--other belongs to one --face, and {} are given; compare them one by one",
