@@ -282,7 +282,8 @@ fn settings_at_random_never_panic() {
         "disable_corrector",
     ];
     let mut ran = 0;
-    for _ in 0..3000 {
+    let rounds: usize = std::env::var("MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
+    for _ in 0..rounds {
         let mut settings = json!({});
         for _ in 0..1 + pick(3) {
             settings[keys[pick(keys.len())]] = values[pick(values.len())].clone();
@@ -292,5 +293,5 @@ fn settings_at_random_never_panic() {
             ran += usize::from(run(&schedule, &mut go_on).is_ok());
         }
     }
-    assert!(ran > 500, "{ran} of 3000 settings were possible");
+    assert!(ran > rounds / 6, "{ran} of {rounds} settings were possible");
 }
