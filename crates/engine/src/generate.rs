@@ -119,6 +119,8 @@ impl Session {
             let latent = denoise(&plan, &networks, image, observe)?;
             clock.begin(Stage::Decode, observe)?;
             plan.fill_digests(&roles, digests.take())?;
+            // What a step leaves for reuse is of no use to the decoder.
+            tensor::trim();
             take(decode(&plan, networks.vae, latent, plan.seeds[image])?, &plan)?;
         }
         clock.begin(Stage::Denoise, observe)?;

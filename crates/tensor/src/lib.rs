@@ -19,5 +19,5 @@ mod tensor;
 pub use device::{Device, set_threads};
 pub use error::{Error, Result};
 pub use meter::{flop_count, measure_peak};
-pub use storage::{MemoryUse, memory_use, trim};
+pub use storage::{MemoryUse, memory_use, trim, trim_above};
 pub use tensor::{DType, Tensor};

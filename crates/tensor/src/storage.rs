@@ -121,6 +121,14 @@ pub fn memory_use() -> MemoryUse {
     MemoryUse { used: pool.used_bytes, free: pool.free_bytes, peak: pool.peak_bytes }
 }
 
+/// As [`trim`], where more than `bytes` are kept: inside a network whose levels differ so much in size that one cannot
+/// use what another leaves.
+pub fn trim_above(bytes: usize) {
+    if pool().free_bytes > bytes {
+        trim();
+    }
+}
+
 /// Gives the blocks kept for reuse back to the system: between stages whose sizes differ.
 pub fn trim() {
     let free = {

@@ -149,6 +149,9 @@ impl Encoder {
     }
 }
 
+/// Bytes of freed activations that may stay for reuse from one level of the decoder to the next.
+const KEPT: usize = 256 << 20;
+
 /// Latent to picture.
 pub(crate) struct Decoder {
     conv_in: Conv2d,
@@ -190,6 +193,8 @@ impl Decoder {
             if let Some(conv) = &block.resample {
                 x = conv.forward_upsampled(&x)?;
             }
+            // The next level's pictures are four times as large, and no block of this one will hold them.
+            tensor::trim_above(KEPT);
         }
         x = self.conv_norm_out.forward(&x, Activation::Silu)?;
         Ok(self.conv_out.forward(&x)?)
