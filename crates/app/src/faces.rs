@@ -63,7 +63,8 @@ fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path, file: &Pa
             return Ok((photo, analysis));
         }
         let (face, told) = analysis.choose(args.face_index)?;
-        told.iter().for_each(|notice| output::say(&drawn.in_words(notice)));
+        let warning = face.warning().map(|warning| format!("{}: {warning}", path.display()));
+        told.iter().chain(&warning).for_each(|notice| output::say(&drawn.in_words(notice)));
         let faces = match args.face_index {
             Some(_) => vec![face.clone()],
             None => analysis.faces.clone(),

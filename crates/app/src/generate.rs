@@ -107,13 +107,7 @@ pub(crate) fn precision(arg: Option<PrecisionArg>) -> Precision {
 
 /// Finds what the request needs and no more: text alone needs no face models.
 fn model_paths(args: &GenerateArgs, config: &HubConfig, request: &Request) -> Result<ModelPaths, Fault> {
-    let given = Given {
-        model: args.model.as_deref(),
-        model_config: args.model_config.as_deref(),
-        identitynet: args.identitynet.as_deref(),
-        ip_adapter: args.ip_adapter.as_deref(),
-        face_models: args.face_models.as_deref(),
-    };
+    let given = Given::from(&args.models);
     let identity = request.wants_identity();
     stack::find(config, &given, |role| match role {
         Role::Base => true,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use engine::ModelPaths;
 use hub::{HubConfig, Role};
 
+use crate::cli::ModelFileArgs;
 use crate::fault::Fault;
 use crate::models;
 
@@ -18,6 +19,18 @@ pub(crate) struct Given<'a> {
     pub(crate) identitynet: Option<&'a str>,
     pub(crate) ip_adapter: Option<&'a str>,
     pub(crate) face_models: Option<&'a str>,
+}
+
+impl<'a> From<&'a ModelFileArgs> for Given<'a> {
+    fn from(args: &'a ModelFileArgs) -> Given<'a> {
+        Given {
+            model: args.model.as_deref(),
+            model_config: args.model_config.as_deref(),
+            identitynet: args.identitynet.as_deref(),
+            ip_adapter: args.ip_adapter.as_deref(),
+            face_models: args.face_models.as_deref(),
+        }
+    }
 }
 
 impl Given<'_> {

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 /// A face whose shorter box side is below this is mostly noise when it is scaled up to 112 pixels.
 pub const MIN_FACE: f32 = 20.0;
 
+/// Scores below this come with a warning. Chosen by judgement: the detector's own threshold is 0.5, a clear face is near 1.
+const UNSURE: f32 = 0.6;
+
 /// One face of a photo.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Face {
@@ -34,6 +37,25 @@ impl Face {
     /// The shorter side of the box in pixels.
     pub fn side(&self) -> f32 {
         (self.bbox[2] - self.bbox[0]).min(self.bbox[3] - self.bbox[1])
+    }
+
+    /// A sentence where the face is seen so much from the side, or so unsurely, that its likeness will suffer. From the
+    /// front the nose lies about half-way between the eyes; in profile it reaches one of them.
+    pub fn warning(&self) -> Option<String> {
+        let [left, right, nose] = [self.kps[0], self.kps[1], self.kps[2]];
+        let across = [right[0] - left[0], right[1] - left[1]];
+        let square = across[0] * across[0] + across[1] * across[1];
+        let along = ((nose[0] - left[0]) * across[0] + (nose[1] - left[1]) * across[1]) / square;
+        let turned = !(0.15..=0.85).contains(&along);
+        let why = match (turned, self.det_score < UNSURE) {
+            (true, _) => "is turned far to the side",
+            (false, true) => "is hard to make out, perhaps covered or blurred",
+            (false, false) => return None,
+        };
+        Some(format!(
+            "the face {why} (score {:.2}), so the likeness will suffer; a clear photo from the front serves better",
+            self.det_score
+        ))
     }
 
     /// The embedding scaled to length 1, for comparisons.
@@ -278,4 +300,34 @@ fn find_files(folder: &Path) -> Result<Vec<PathBuf>> {
         return Ok(list(only).unwrap_or_default().into_iter().filter(onnx).collect());
     }
     Ok(Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn analysis(side: f32, nose: [f32; 2], det_score: f32) -> Analysis {
+        let kps = [[30.0, 40.0], [70.0, 40.0], nose, [35.0, 80.0], [65.0, 80.0]];
+        let face = Face { bbox: [0.0, 0.0, side, side], kps, det_score, embedding: vec![1.0; 4] };
+        Analysis { name: "a.jpg".into(), size: (200, 200), faces: vec![face], detection_side: 640, notices: Vec::new() }
+    }
+
+    #[test]
+    fn tiny_faces_are_refused_and_doubtful_ones_come_with_a_warning() {
+        let tiny = analysis(12.0, [50.0, 60.0], 0.9).choose(None).unwrap_err();
+        assert_eq!(tiny.to_string(), "a.jpg: face 0 is 12 pixels across; at least 20 are needed");
+        assert!(tiny.is_user_fault());
+        for (nose, score, said) in [
+            ([50.0, 60.0], 0.9, None),
+            ([40.0, 60.0], 0.9, None),
+            ([34.0, 60.0], 0.9, Some("turned far to the side (score 0.90)")),
+            ([80.0, 60.0], 0.7, Some("turned far to the side (score 0.70)")),
+            ([50.0, 60.0], 0.55, Some("hard to make out")),
+        ] {
+            let analysis = analysis(100.0, nose, score);
+            let warning = analysis.choose(None).unwrap().0.warning();
+            assert_eq!(warning.is_some(), said.is_some(), "{nose:?} {score}: {warning:?}");
+            assert!(said.is_none_or(|said| warning.unwrap().contains(said)));
+        }
+    }
 }

@@ -62,6 +62,7 @@ impl FaceAnalyzer {
         let (face, told) = analysis.choose(index)?;
         let mut notices: Vec<String> = analysis.notices.iter().map(|n| format!("{}: {n}", photo.name)).collect();
         notices.extend(told);
+        notices.extend(face.warning().map(|warning| format!("{}: {warning}", photo.name)));
         Ok((Identity::of_face(face, &analysis, self.recogniser_hash()), notices))
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::values::{finite, seed, threads, whole};
-use super::{DeviceArg, PrecisionArg, SizeArg};
+use super::{DeviceArg, ModelFileArgs, PrecisionArg, SizeArg};
 
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER)]
@@ -79,25 +79,8 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, help_heading = "The pictures")]
     pub(crate) seed: Option<u64>,
 
-    /// As for `generate`.
-    #[arg(long, value_name = "FOLDER|FILE|NAME", help_heading = "The models")]
-    pub(crate) model: Option<String>,
-
-    /// As for `generate`.
-    #[arg(long, value_name = "FOLDER", help_heading = "The models")]
-    pub(crate) model_config: Option<PathBuf>,
-
-    /// As for `generate`.
-    #[arg(long, value_name = "FOLDER|FILE", help_heading = "The models")]
-    pub(crate) identitynet: Option<String>,
-
-    /// As for `generate`.
-    #[arg(long, value_name = "FILE", help_heading = "The models")]
-    pub(crate) ip_adapter: Option<String>,
-
-    /// As for `generate`.
-    #[arg(long, value_name = "FOLDER", help_heading = "The models")]
-    pub(crate) face_models: Option<String>,
+    #[command(flatten)]
+    pub(crate) models: ModelFileArgs,
 
     /// auto, cpu or cuda:N. [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "The machine")]

@@ -80,13 +80,7 @@ fn request(args: &CompareArgs) -> Result<Request, Fault> {
 }
 
 fn model_paths(args: &CompareArgs) -> Result<engine::ModelPaths, Fault> {
-    let given = Given {
-        model: args.model.as_deref(),
-        model_config: args.model_config.as_deref(),
-        identitynet: args.identitynet.as_deref(),
-        ip_adapter: args.ip_adapter.as_deref(),
-        face_models: args.face_models.as_deref(),
-    };
+    let given = Given::from(&args.models);
     stack::find(&models::config()?, &given, |_: Role| true)
 }
 
