@@ -32,13 +32,13 @@ pub fn measure_peak(dtype: DType) -> Result<f64> {
 fn peak_of<T: Product>() -> f64 {
     const UNITS: usize = 64;
     const REPEATS: usize = 200;
-    let kernel = T::kernel();
+    let kernel = T::kernel::<MR>();
     let run = || {
         let (a, b) = (vec![0u32; UNITS * MR], vec![0u32; UNITS * NR]);
         let mut c = vec![0f32; MR * NR];
         for _ in 0..REPEATS {
             // SAFETY: the operands hold UNITS units, the result is one tile.
-            unsafe { kernel(UNITS, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), NR, true) };
+            unsafe { kernel(UNITS, a.as_ptr(), MR, b.as_ptr(), c.as_mut_ptr(), NR, true) };
         }
         std::hint::black_box(&c);
     };

@@ -1,6 +1,6 @@
 //! Operators against straightforward loops in f64, over odd shapes, in every compute type.
 
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue};
 use tensor::{DType, Device, Tensor};
 
 /// Deterministic numbers in [-1, 1).
@@ -163,7 +163,9 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, causa
             (0..d).map(|e| qv[(p * n + i) * width + h * d + e] * kv[(p * m + j) * width + h * d + e]).sum::<f64>()
                 * scale
         };
-        let weights: Vec<f64> = (0..keys).map(|j| score(j).exp()).collect();
+        let scores: Vec<f64> = (0..keys).map(score).collect();
+        let highest = scores.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+        let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
         let total: f64 = weights.iter().sum();
         for e in 0..d {
             out[(p * n + i) * width + h * d + e] =
@@ -200,6 +202,65 @@ fn attention_with_two_branches() {
             let both: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a + 0.75 * b).collect();
             let kv2 = KeyValue { k: &k2, v: &v2 };
             close(&ops::attention(&q, kv, heads, scale as f32, causal, Some((kv2, 0.75))).unwrap(), &both);
+        }
+    }
+}
+
+#[test]
+fn attention_from_one_product_and_from_packed_keys() {
+    for dtype in TYPES {
+        for (b, n, m, heads, d, causal) in
+            [(1, 1, 1, 1, 1, false), (2, 45, 93, 3, 5, false), (1, 140, 16, 2, 64, true), (2, 33, 300, 1, 72, false)]
+        {
+            let mut noise = Noise(n as u64);
+            let width = heads * d;
+            let qkv = noise.tensor(dtype, &[b, n, 3 * width]);
+            let parts = ops::split_last(&qkv, 3).unwrap();
+            let want = attention(&parts[0], &parts[1], &parts[2], heads, 0.7, causal);
+            close(&ops::attention_joined(&qkv, heads, 0.7, causal).unwrap(), &want);
+            let (k, v) = (noise.tensor(dtype, &[b, m, width]), noise.tensor(dtype, &[b, m, width]));
+            let packed = PackedKeyValue::new(KeyValue { k: &k, v: &v }, heads).unwrap();
+            let first = ops::attention_packed(&parts[0], &packed, 0.7, None).unwrap();
+            close(&first, &attention(&parts[0], &k, &v, heads, 0.7, false));
+            let twice = ops::attention_packed(&parts[0], &packed, 0.7, Some((&packed, 0.5))).unwrap();
+            close(&twice, &values(&first).iter().map(|x| 1.5 * x).collect::<Vec<_>>());
+        }
+    }
+    let x = Noise(1).tensor(DType::F32, &[1, 4, 12]);
+    let packed = PackedKeyValue::new(KeyValue { k: &x, v: &x }, 3).unwrap();
+    let wide = Noise(1).tensor(DType::F32, &[1, 4, 24]);
+    assert!(ops::attention_packed(&wide, &packed, 1.0, None).unwrap_err().to_string().contains("[1, 4, 24]"));
+    assert!(ops::attention_joined(&x, 5, 1.0, false).is_err());
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    for dtype in TYPES {
+        let mut noise = Noise(3);
+        let (q, k, v) =
+            (noise.tensor(dtype, &[1, 40, 32]), noise.tensor(dtype, &[1, 400, 32]), noise.tensor(dtype, &[1, 400, 32]));
+        let want = attention(&q, &k, &v, 2, 50.0, false);
+        close(&ops::attention(&q, KeyValue { k: &k, v: &v }, 2, 50.0, false, None).unwrap(), &want);
+    }
+}
+
+#[test]
+fn inputs_in_two_parts() {
+    for dtype in TYPES {
+        for (c1, c2, groups, out) in [(3, 5, 2, 4), (30, 34, 8, 40), (320, 301, 27, 33)] {
+            let mut noise = Noise(c1 as u64);
+            let (a, b) = (noise.tensor(dtype, &[2, 5, 7, c1]), noise.tensor(dtype, &[2, 5, 7, c2]));
+            let both = ops::concat_last(&[&a, &b]).unwrap();
+            let (w, t) = (noise.tensor(DType::F32, &[c1 + c2]), noise.tensor(DType::F32, &[c1 + c2]));
+            let joined = ops::group_norm_joined([&a, &b], groups, &w, &t, 1e-5, Activation::Silu).unwrap();
+            let whole = ops::group_norm(&both, groups, &w, &t, 1e-5, Activation::Silu).unwrap();
+            assert_eq!(joined.shape(), whole.shape());
+            assert_eq!(joined.to_vec_f32().unwrap(), whole.to_vec_f32().unwrap());
+            let layer = Linear::new(&noise.tensor(dtype, &[out, c1 + c2]), None).unwrap();
+            let joined = layer.forward_joined(&a, &b).unwrap();
+            assert_eq!(joined.shape(), [2, 5, 7, out]);
+            assert_eq!(joined.to_vec_f32().unwrap(), layer.forward(&both).unwrap().to_vec_f32().unwrap());
+            assert!(layer.forward_joined(&a, &a).is_err());
         }
     }
 }

@@ -2,27 +2,82 @@
 //! 2018), so that the score matrix never exists. A second key/value branch with a weight, as decoupled
 //! cross-attention has it, is one more pass over the same packed queries.
 //!
+//! Scores are computed transposed: keys as the rows of a tile, [`NR`] queries as its columns. So every step of the
+//! softmax works on whole vectors of queries, and its weights lie in memory as the packed rows that the product with
+//! the values reads: nothing is transposed or packed between the two products.
+//!
 //! Bound: floating-point units for many keys (4 n m d operations), with one exponential for each score.
 
 use super::SharedMut;
-use super::gemm::{Product, Rows, interleave, pack_panel, pack_rows, units};
+use super::gemm::{Product, Rows, pack_rows, units};
 use super::isa::simd;
-use super::math::exp;
-use super::micro::{MR, NR};
-use crate::ops::KeyValue;
+use super::micro::NR;
 use crate::storage::Block;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Queries of a task.
-const QUERY_BLOCK: usize = 8 * MR;
-/// Keys between two corrections of the running softmax.
-const KEY_BLOCK: usize = 256;
+/// Keys of a tile of scores, and queries of a tile of results.
+const ROWS: usize = 8;
+/// Panels of [`NR`] queries that share a block of keys and values while it is in the second-level cache.
+const PANELS: usize = 4;
+/// Keys between two corrections of the running softmax: their weights for one panel (`KEY_BLOCK * NR * 4` bytes) and
+/// the panel itself share the first-level cache.
+const KEY_BLOCK: usize = 128;
+
+/// Some columns of a tensor `[b, n, stride]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    pub(crate) tensor: &'a Tensor,
+    pub(crate) first: usize,
+    pub(crate) width: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// All columns of a tensor `[b, n, width]`.
+    pub(crate) fn all(tensor: &'a Tensor) -> Columns<'a> {
+        Columns { tensor, first: 0, width: tensor.last_dim() }
+    }
+
+    /// The rows of head `head` of picture `picture`.
+    fn head<T: Element>(&self, picture: usize, head: usize, d: usize) -> HeadRows<'a, T> {
+        let stride = self.tensor.last_dim();
+        HeadRows {
+            data: self.tensor.data(),
+            base: picture * self.tensor.dim(1) * stride + self.first + head * d,
+            stride,
+        }
+    }
+}
+
+/// Rows of one picture's head.
+struct HeadRows<'a, T> {
+    data: &'a [T],
+    base: usize,
+    stride: usize,
+}
+
+impl<T: Element> HeadRows<'_, T> {
+    fn row(&self, row: usize, from: usize, len: usize) -> &[T] {
+        &self.data[self.base + row * self.stride + from..][..len]
+    }
+}
+
+impl<T: Element> Rows<T> for HeadRows<'_, T> {
+    #[inline]
+    fn copy(&self, row: usize, from: usize, out: &mut [T]) {
+        out.copy_from_slice(self.row(row, from, out.len()));
+    }
+
+    #[inline]
+    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
+        Some(self.row(row, from, len))
+    }
+}
 
 /// Keys and values of one branch, packed for each picture and head.
-struct Branch {
+pub(crate) struct PackedKeys {
     keys: usize,
     block: Block,
     /// Size in u32 of one head's keys, and of one head's values.
@@ -30,40 +85,44 @@ struct Branch {
     value_size: usize,
 }
 
-impl Branch {
-    fn pack<T: Product>(kv: &KeyValue, heads: usize) -> Result<Branch> {
-        let [b, m, width] = kv.k.dims3()?;
-        let d = width / heads;
-        let key_size = m.div_ceil(NR) * units::<T>(d) * NR;
+impl PackedKeys {
+    /// Packs `k` and `v`, `[b, m, heads * d]` each.
+    pub(crate) fn new<T: Product>(k: Columns, v: Columns, heads: usize) -> Result<PackedKeys> {
+        let (b, m, d) = (k.tensor.dim(0), k.tensor.dim(1), k.width / heads);
+        let depth = units::<T>(d);
+        let key_size = m.next_multiple_of(ROWS) * depth;
         let value_size = d.div_ceil(NR) * units::<T>(m) * NR;
         let count = b * heads * (key_size + value_size);
         let block = Block::new(count * 4)?;
         // SAFETY: the block holds `count` u32 and is not shared yet.
         let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), count) };
-        let (k, v) = (kv.k.data::<T>(), kv.v.data::<T>());
         data.par_chunks_mut((key_size + value_size).max(1)).enumerate().for_each(|(i, out)| {
-            let base = (i / heads) * m * width + (i % heads) * d;
+            let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
             let (keys, values) = out.split_at_mut(key_size);
-            for (panel, out) in keys.chunks_mut(units::<T>(d) * NR).enumerate() {
-                pack_panel(out, panel * NR, m, d, |key, depth| k[base + key * width + depth]);
-            }
-            for (panel, out) in values.chunks_mut(units::<T>(m) * NR).enumerate() {
-                pack_values::<T>(out, panel * NR, d, m, |key| &v[base + key * width..][..d]);
+            SCRATCH.with_borrow_mut(|scratch| {
+                scratch.staged.resize(scratch.staged.len().max(ROWS * depth), 0);
+                for (group, out) in keys.chunks_exact_mut(ROWS * depth).enumerate() {
+                    let first = group * ROWS;
+                    pack_rows::<T, ROWS>(&k, first, m.min(first + ROWS), d, 0, depth, &mut scratch.staged, out);
+                }
+            });
+            for (panel, out) in values.chunks_exact_mut(units::<T>(m) * NR).enumerate() {
+                pack_values::<T>(out, panel * NR, d, m, |key| v.row(key, 0, d));
             }
         });
-        Ok(Branch { keys: m, block, key_size, value_size })
+        Ok(PackedKeys { keys: m, block, key_size, value_size })
     }
 
     /// Packed keys and values of one picture's head.
     fn head(&self, index: usize) -> (&[u32], &[u32]) {
         let size = self.key_size + self.value_size;
-        // SAFETY: `pack` wrote all heads.
+        // SAFETY: `new` wrote all heads.
         let all = unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast::<u32>().add(index * size), size) };
         all.split_at(self.key_size)
     }
 }
 
-/// As [`pack_panel`] for values, whose depth is the keys: walks them in the order in which they lie.
+/// Packs one panel of values, whose depth is the keys: `NR` columns from `first`, zero beyond the matrix.
 fn pack_values<'a, T: Product>(
     out: &mut [u32],
     first: usize,
@@ -85,35 +144,13 @@ fn pack_values<'a, T: Product>(
     }
 }
 
-/// Queries of one picture's head as rows.
-struct HeadRows<'a, T> {
-    data: &'a [T],
-    base: usize,
-    width: usize,
-}
-
-impl<T: Element> Rows<T> for HeadRows<'_, T> {
-    #[inline]
-    fn copy(&self, row: usize, from: usize, out: &mut [T]) {
-        let start = self.base + row * self.width + from;
-        out.copy_from_slice(&self.data[start..start + out.len()]);
-    }
-
-    #[inline]
-    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
-        let start = self.base + row * self.width + from;
-        self.data.get(start..start + len)
-    }
-}
-
 /// Memory of a thread.
 #[derive(Default)]
 struct Scratch {
     staged: Vec<u32>,
     queries: Vec<u32>,
-    scores: Vec<f32>,
-    weights: Vec<u32>,
-    sum: Vec<f32>,
+    scores: Vec<u32>,
+    sums: Vec<f32>,
     result: Vec<f32>,
 }
 
@@ -121,37 +158,118 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
+/// The running softmax of a panel of queries.
+struct Running {
+    /// The highest score so far, scaled to base 2.
+    maximum: [f32; NR],
+    /// The sum of the weights so far.
+    total: [f32; NR],
+    /// What corrects the sums so far for a new maximum.
+    correction: [f32; NR],
+}
+
+impl Running {
+    fn new() -> Running {
+        Running { maximum: [f32::NEG_INFINITY; NR], total: [0.0; NR], correction: [1.0; NR] }
+    }
+}
+
+/// 2^x for x up to 0, at least 2^-125 however small x is: within 2e-7 and 1 at 0 with `EXACT`, else within 8e-5, which bf16
+/// rounds away. A polynomial of the least relative error on [-1/2, 1/2], and the exponent added as bits.
+#[inline(always)]
+#[allow(clippy::approx_constant)] // a fitted coefficient near ln 2
+fn exp2<const EXACT: bool>(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    // Written so that NaN passes.
+    let x = if x < -125.0 { -125.0 } else { x };
+    let shifted = x + MAGIC;
+    let r = x - (shifted - MAGIC);
+    let p = if EXACT {
+        let p = 1.326_472_7e-3 * r + 9.671_513e-3;
+        let p = p * r + 5.550_733_7e-2;
+        let p = p * r + 2.402_224_2e-1;
+        let p = p * r + 6.931_47e-1;
+        p * r + 1.0
+    } else {
+        let p = 5.517_166e-2 * r + 2.426_111_4e-1;
+        let p = p * r + 6.932_61e-1;
+        p * r + 9.999_281e-1
+    };
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
 simd! {
-    /// Scores of one query, of which `valid` count, to unnormalised weights; updates the running maximum
-    /// and sum and returns the factor that corrects what was accumulated before.
-    fn softmax_row(scores: &mut [f32], valid: usize, scale: f32, maximum: &mut f32, total: &mut f32) -> f32 {
-        let (live, dead) = scores.split_at_mut(valid);
-        dead.fill(0.0);
-        if live.is_empty() {
-            return 1.0;
+    /// Scores of some keys (rows of `NR` queries) to unnormalised weights in units of `T`, in place.
+    fn weigh<T: Product>(scores: &mut [u32], factor: f32, running: &mut Running) {
+        let mut highest = running.maximum;
+        for row in scores.chunks_exact(NR) {
+            for (h, s) in highest.iter_mut().zip(row) {
+                let s = f32::from_bits(*s) * factor;
+                *h = if s > *h { s } else { *h };
+            }
         }
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        for chunk in live.chunks(16) {
-            lanes.iter_mut().zip(chunk).for_each(|(l, x)| *l = if x * scale > *l { x * scale } else { *l });
+        let mut total = [0f32; NR];
+        let weight = |score: u32, highest: f32| {
+            let x = f32::from_bits(score) * factor - highest;
+            if T::PER_UNIT == 1 { exp2::<true>(x) } else { exp2::<false>(x) }
+        };
+        if T::PER_UNIT == 1 {
+            for row in scores.chunks_exact_mut(NR) {
+                for j in 0..NR {
+                    let w = weight(row[j], highest[j]);
+                    total[j] += w;
+                    row[j] = w.to_bits();
+                }
+            }
+        } else {
+            let keys = scores.len() / NR;
+            for pair in 0..keys / 2 {
+                let (done, rest) = scores.split_at_mut((2 * pair + 1) * NR);
+                let (first, second) = (&mut done[pair * NR..], &rest[..NR]);
+                // The first row of the pair is the last of `done`: for pair 0 it is the row written to.
+                for j in 0..NR {
+                    let last = first.len() - NR + j;
+                    let (a, b) = (weight(first[last], highest[j]), weight(second[j], highest[j]));
+                    total[j] += a + b;
+                    first[j] = T::unit([T::from_f32(a), T::from_f32(b)]);
+                }
+            }
+            if keys % 2 == 1 {
+                for j in 0..NR {
+                    let a = weight(scores[(keys - 1) * NR + j], highest[j]);
+                    total[j] += a;
+                    scores[keys / 2 * NR + j] = T::unit([T::from_f32(a), T::from_f32(0.0)]);
+                }
+            }
         }
-        let highest = lanes.iter().fold(*maximum, |a, b| a.max(*b));
-        let correction = exp(*maximum - highest);
-        *maximum = highest;
-        let mut sums = [0f32; 16];
-        for chunk in live.chunks_mut(16) {
-            chunk.iter_mut().zip(sums.iter_mut()).for_each(|(x, s)| {
-                *x = exp(*x * scale - highest);
-                *s += *x;
-            });
+        for j in 0..NR {
+            let correction = exp2::<true>(running.maximum[j] - highest[j]);
+            running.total[j] = running.total[j] * correction + total[j];
+            running.correction[j] = correction;
         }
-        *total = *total * correction + sums.iter().sum::<f32>();
-        correction
+        running.maximum = highest;
     }
 }
 
 simd! {
-    fn scale_row(row: &mut [f32], factor: f32) {
-        row.iter_mut().for_each(|x| *x *= factor);
+    fn scale_rows(rows: &mut [f32], stride: usize, factors: &[f32]) {
+        for (row, &factor) in rows.chunks_exact_mut(stride).zip(factors) {
+            if factor != 1.0 {
+                row.iter_mut().for_each(|x| *x *= factor);
+            }
+        }
+    }
+}
+
+simd! {
+    /// `result (+)= weight / total * sum` row by row.
+    fn join_rows(result: &mut [f32], sums: &[f32], stride: usize, totals: &[f32], weight: f32, add: bool) {
+        for ((result, sum), total) in result.chunks_exact_mut(stride).zip(sums.chunks_exact(stride)).zip(totals) {
+            let factor = weight / total;
+            for (r, s) in result.iter_mut().zip(sum) {
+                *r = if add { *r + factor * s } else { factor * s };
+            }
+        }
     }
 }
 
@@ -161,137 +279,130 @@ simd! {
     }
 }
 
-simd! {
-    fn add_row(row: &[f32], factor: f32, out: &mut [f32]) {
-        out.iter_mut().zip(row).for_each(|(o, x)| *o += factor * x);
-    }
+/// What does not change between the blocks of queries.
+struct Sizes {
+    /// Units of a query.
+    depth: usize,
+    /// Numbers between two rows of sums.
+    stride: usize,
+    /// Of a score, to base 2.
+    factor: f32,
+    causal: bool,
 }
 
-/// One pass of a block of queries over all keys of a branch; adds `weight` times the result to `scratch.result`.
+/// One pass of some queries from `first`, packed in `panels` panels, over all keys of a branch; `scratch.result`
+/// becomes (or with `add` grows by) `weight` times the result.
 fn pass<T: Product>(
     scratch: &mut Scratch,
-    branch: &Branch,
+    branch: &PackedKeys,
     head: usize,
-    first: usize,
-    rows: usize,
-    d: usize,
-    scale: f32,
-    causal: bool,
-    weight: f32,
+    (first, panels): (usize, usize),
+    sizes: &Sizes,
+    (weight, add): (f32, bool),
 ) {
-    let kernel = T::kernel();
-    let (depth, panels) = (units::<T>(d), d.div_ceil(NR));
-    let stride = panels * NR;
-    let groups = rows.div_ceil(MR);
-    let value_units = units::<T>(branch.keys);
+    let &Sizes { depth, stride, factor, causal } = sizes;
+    let kernel = T::kernel::<ROWS>();
     let (keys, values) = branch.head(head);
-    let (mut maximum, mut total) = ([f32::NEG_INFINITY; QUERY_BLOCK], [0f32; QUERY_BLOCK]);
-    scratch.sum.clear();
-    scratch.sum.resize(groups * MR * stride, 0.0);
+    let value_units = units::<T>(branch.keys);
+    let mut running: [Running; PANELS] = std::array::from_fn(|_| Running::new());
     for key in (0..branch.keys).step_by(KEY_BLOCK) {
-        if causal && key >= first + rows {
+        if causal && key >= first + panels * NR {
             break;
         }
         let count = KEY_BLOCK.min(branch.keys - key);
         let width = units::<T>(count);
-        for group in 0..groups {
-            let queries = &scratch.queries[group * MR * depth..][..MR * depth];
-            for panel in 0..count.div_ceil(NR) {
-                let b = &keys[(key / NR + panel) * depth * NR..][..depth * NR];
-                // SAFETY: both sides hold `depth` units; the scores have MR rows of KEY_BLOCK numbers.
-                unsafe {
-                    kernel(
-                        depth,
-                        queries.as_ptr(),
-                        b.as_ptr(),
-                        scratch.scores[panel * NR..].as_mut_ptr(),
-                        KEY_BLOCK,
-                        false,
-                    )
-                };
+        for panel in 0..panels {
+            if causal && key >= first + (panel + 1) * NR {
+                continue;
             }
-            for r in 0..MR {
-                let row = group * MR + r;
-                let line = &mut scratch.scores[r * KEY_BLOCK..][..KEY_BLOCK];
-                let staged = &mut scratch.staged[r * width..][..width];
-                if row >= rows {
-                    staged.fill(0);
-                    continue;
-                }
-                let valid = if causal { (first + row + 1).saturating_sub(key).min(count) } else { count };
-                let correction = softmax_row(line, valid, scale, &mut maximum[row], &mut total[row]);
-                if correction != 1.0 {
-                    scale_row(&mut scratch.sum[row * stride..][..stride], correction);
-                }
-                // SAFETY: `width` u32 are `width * PER_UNIT` elements of T, aligned for it.
-                let staged =
-                    unsafe { std::slice::from_raw_parts_mut(staged.as_mut_ptr().cast::<T>(), width * T::PER_UNIT) };
-                convert_row(&line[..width * T::PER_UNIT], staged);
+            let queries = &scratch.queries[panel * NR * depth..][..NR * depth];
+            for group in 0..count.div_ceil(ROWS) {
+                let a = &keys[(key + group * ROWS) * depth..][..ROWS * depth];
+                let c = scratch.scores[group * ROWS * NR..][..ROWS * NR].as_mut_ptr().cast::<f32>();
+                // SAFETY: both sides hold `depth` units; the scores have ROWS rows of NR numbers here.
+                unsafe { kernel(depth, a.as_ptr(), ROWS, queries.as_ptr(), c, NR, false) };
             }
-            let lines = std::array::from_fn(|r| scratch.staged[r * width..].as_ptr());
-            // SAFETY: the staged lines have `width` units each.
-            unsafe { interleave(lines, width, &mut scratch.weights[..MR * width]) };
-            for panel in 0..panels {
-                let b = &values[(panel * value_units + key / T::PER_UNIT) * NR..][..width * NR];
-                let c = scratch.sum[group * MR * stride + panel * NR..].as_mut_ptr();
-                // SAFETY: both sides hold `width` units; the sums have MR rows of `stride` numbers here.
-                unsafe { kernel(width, scratch.weights.as_ptr(), b.as_ptr(), c, stride, true) };
+            if causal && key + count > first + panel * NR {
+                hide_later(&mut scratch.scores[..count * NR], key, first + panel * NR);
+            }
+            let running = &mut running[panel];
+            weigh::<T>(&mut scratch.scores[..count * NR], factor, running);
+            let sums = &mut scratch.sums[panel * NR * stride..][..NR * stride];
+            if key > 0 {
+                scale_rows(sums, stride, &running.correction);
+            }
+            for column in (0..stride).step_by(NR) {
+                let b = &values[(column * value_units) + key / T::PER_UNIT * NR..][..width * NR];
+                for row in (0..NR).step_by(ROWS) {
+                    let c = sums[row * stride + column..].as_mut_ptr();
+                    // SAFETY: the weights hold `width` rows of NR units, the values as many; the sums have ROWS rows
+                    // of `stride` numbers here.
+                    unsafe { kernel(width, scratch.scores[row..].as_ptr(), NR, b.as_ptr(), c, stride, key > 0) };
+                }
             }
         }
     }
-    for row in 0..rows {
-        let sum = &scratch.sum[row * stride..][..stride];
-        add_row(sum, weight / total[row], &mut scratch.result[row * stride..][..stride]);
+    for (panel, running) in running.iter().enumerate().take(panels) {
+        let at = panel * NR * stride..(panel + 1) * NR * stride;
+        let result = &mut scratch.result[at.clone()];
+        join_rows(result, &scratch.sums[at], stride, &running.total, weight, add);
     }
 }
 
-/// `softmax(q k^T scale) v`, plus `weight` times the same over a second branch. `q` is `[b, n, heads * d]`.
+/// Takes keys that come after the query out of a block of scores.
+fn hide_later(scores: &mut [u32], key: usize, query: usize) {
+    for (i, row) in scores.chunks_exact_mut(NR).enumerate() {
+        let hidden = (key + i).saturating_sub(query).min(NR);
+        row[..hidden].fill(f32::NEG_INFINITY.to_bits());
+    }
+}
+
+/// `softmax(q k^T scale) v`, plus `weight` times the same over a second branch: `q [b, n, heads * d]` -> the same.
 pub(crate) fn forward<T: Product>(
-    q: &Tensor,
-    kv: &KeyValue,
+    q: Columns,
+    keys: &PackedKeys,
     heads: usize,
     scale: f32,
     causal: bool,
-    second: Option<&(KeyValue, f32)>,
+    second: Option<(&PackedKeys, f32)>,
 ) -> Result<Tensor> {
-    let [b, n, width] = q.dims3()?;
+    let (b, n, width) = (q.tensor.dim(0), q.tensor.dim(1), q.width);
     let d = width / heads;
-    let first_branch = Branch::pack::<T>(kv, heads)?;
-    let second_branch = match second {
-        Some((kv, weight)) => Some((Branch::pack::<T>(kv, heads)?, *weight)),
-        None => None,
+    crate::meter::count(2 * b * n, keys.keys + second.map_or(0, |(keys, _)| keys.keys), width);
+    let sizes = Sizes {
+        depth: units::<T>(d),
+        stride: d.next_multiple_of(NR),
+        factor: scale * std::f32::consts::LOG2_E,
+        causal,
     };
-    let data = q.data::<T>();
-    let keys = kv.k.dim(1) + second.map_or(0, |(kv, _)| kv.k.dim(1));
-    crate::meter::count(2 * b * n, keys, width);
-    let blocks = n.div_ceil(QUERY_BLOCK);
-    let (depth, stride) = (units::<T>(d), d.next_multiple_of(NR));
-    Tensor::build::<T>(q.device(), q.shape(), |out| {
+    let &Sizes { depth, stride, .. } = &sizes;
+    let blocks = n.div_ceil(PANELS * NR);
+    Tensor::build::<T>(q.tensor.device(), &[b, n, width], |out| {
         let out = SharedMut::new(out);
         (0..b * heads * blocks).into_par_iter().with_max_len(1).for_each(|task| {
-            let (head, first) = (task / blocks, task % blocks * QUERY_BLOCK);
-            let rows = QUERY_BLOCK.min(n - first);
-            let groups = rows.div_ceil(MR);
-            let base = (head / heads) * n * width + (head % heads) * d;
+            let (head, first) = (task / blocks, task % blocks * PANELS * NR);
+            let count = (n - first).min(PANELS * NR);
+            let panels = count.div_ceil(NR);
+            let rows = q.head::<T>(head / heads, head % heads, d);
             SCRATCH.with_borrow_mut(|scratch| {
-                scratch.staged.resize(MR * depth.max(KEY_BLOCK), 0);
-                scratch.weights.resize(MR * KEY_BLOCK, 0);
-                scratch.scores.resize(MR * KEY_BLOCK, 0.0);
-                scratch.queries.resize(groups * MR * depth, 0);
-                scratch.result.clear();
-                scratch.result.resize(groups * MR * stride, 0.0);
-                let lines = HeadRows { data, base, width };
-                for (group, packed) in scratch.queries.chunks_exact_mut(MR * depth).take(groups).enumerate() {
-                    let row = first + group * MR;
-                    pack_rows::<T>(&lines, row, (row + MR).min(first + rows), d, 0, depth, &mut scratch.staged, packed);
+                scratch.staged.resize(scratch.staged.len().max(NR * depth), 0);
+                scratch.scores.resize(KEY_BLOCK * NR, 0);
+                scratch.queries.resize(panels * NR * depth, 0);
+                scratch.sums.resize(panels * NR * stride, 0.0);
+                scratch.result.resize(panels * NR * stride, 0.0);
+                for (panel, packed) in scratch.queries.chunks_exact_mut(NR * depth).enumerate() {
+                    let row = first + panel * NR;
+                    pack_rows::<T, NR>(&rows, row, n.min(row + NR), d, 0, depth, &mut scratch.staged, packed);
                 }
-                pass::<T>(scratch, &first_branch, head, first, rows, d, scale, causal, 1.0);
-                if let Some((branch, weight)) = &second_branch {
-                    pass::<T>(scratch, branch, head, first, rows, d, scale, false, *weight);
+                let place = (first, panels);
+                pass::<T>(scratch, keys, head, place, &sizes, (1.0, false));
+                if let Some((keys, weight)) = second {
+                    pass::<T>(scratch, keys, head, place, &Sizes { causal: false, ..sizes }, (weight, true));
                 }
-                for row in 0..rows {
+                for row in 0..count {
+                    let at = ((head / heads) * n + first + row) * width + (head % heads) * d;
                     // SAFETY: tasks own disjoint rows and heads of the output.
-                    let out = unsafe { out.range(base + (first + row) * width, d) };
+                    let out = unsafe { out.range(at, d) };
                     convert_row(&scratch.result[row * stride..][..d], out);
                 }
             });

@@ -26,14 +26,15 @@ const COLUMN_BLOCK: usize = 1024;
 pub(crate) trait Product: Element {
     /// Elements in a 32-bit unit of depth.
     const PER_UNIT: usize;
-    fn kernel() -> Kernel;
+    /// The kernel for a tile of `ROWS` rows, 8 or 12.
+    fn kernel<const ROWS: usize>() -> Kernel;
     fn unit(parts: [Self; 2]) -> u32;
 }
 
 impl Product for f32 {
     const PER_UNIT: usize = 1;
-    fn kernel() -> Kernel {
-        kernel_f32()
+    fn kernel<const ROWS: usize>() -> Kernel {
+        kernel_f32::<ROWS>()
     }
     #[inline(always)]
     fn unit(parts: [f32; 2]) -> u32 {
@@ -43,8 +44,8 @@ impl Product for f32 {
 
 impl Product for bf16 {
     const PER_UNIT: usize = 2;
-    fn kernel() -> Kernel {
-        kernel_bf16()
+    fn kernel<const ROWS: usize>() -> Kernel {
+        kernel_bf16::<ROWS>()
     }
     #[inline(always)]
     fn unit(parts: [bf16; 2]) -> u32 {
@@ -199,7 +200,7 @@ fn task_product<T: Product>(
     halves: usize,
     scratch: &mut Scratch,
 ) {
-    let kernel = T::kernel();
+    let kernel = T::kernel::<MR>();
     let groups = rows.div_ceil(MR);
     let panels = columns.div_ceil(NR);
     let stride = panels * NR * halves;
@@ -210,7 +211,7 @@ fn task_product<T: Product>(
         let count = DEPTH.min(right.units - unit);
         for group in 0..groups {
             let packed = &mut scratch.packed[group * MR * count..][..MR * count];
-            pack_rows::<T>(
+            pack_rows::<T, MR>(
                 left,
                 row + group * MR,
                 (row + rows).min(row + (group + 1) * MR),
@@ -227,15 +228,15 @@ fn task_product<T: Product>(
                 for group in 0..groups {
                     let c = scratch.tile[group * MR * stride + (half * panels + panel) * NR..].as_mut_ptr();
                     // SAFETY: both sides hold `count` units; the tile has MR rows of `stride` numbers here.
-                    unsafe { kernel(count, scratch.packed[group * MR * count..].as_ptr(), b, c, stride, unit > 0) };
+                    unsafe { kernel(count, scratch.packed[group * MR * count..].as_ptr(), MR, b, c, stride, unit > 0) };
                 }
             }
         }
     }
 }
 
-/// Packs rows `first..end` (at most [`MR`]; the missing ones become zero), units `unit .. unit + count`.
-pub(crate) fn pack_rows<T: Product>(
+/// Packs rows `first..end` (at most `ROWS`; the missing ones become zero), units `unit .. unit + count`.
+pub(crate) fn pack_rows<T: Product, const ROWS: usize>(
     left: &impl Rows<T>,
     first: usize,
     end: usize,
@@ -247,8 +248,8 @@ pub(crate) fn pack_rows<T: Product>(
 ) {
     let from = unit * T::PER_UNIT;
     let elements = (count * T::PER_UNIT).min(depth - from);
-    let mut lines = [staged.as_ptr(); MR];
-    for (r, staged) in staged.chunks_exact_mut(count).take(MR).enumerate() {
+    let mut lines = [staged.as_ptr(); ROWS];
+    for (r, staged) in staged.chunks_exact_mut(count).take(ROWS).enumerate() {
         lines[r] = staged.as_ptr();
         if first + r >= end {
             staged.fill(0);
@@ -272,26 +273,26 @@ pub(crate) fn pack_rows<T: Product>(
     unsafe { interleave(lines, count, packed) };
 }
 
-/// Transposes `MR` lines of `count` units into `count` groups of `MR`.
+/// Transposes `ROWS` lines (a multiple of four) of `count` units into `count` groups of `ROWS`.
 ///
 /// # Safety
 /// Each line has `count` units, aligned or not.
-pub(crate) unsafe fn interleave(lines: [*const u32; MR], count: usize, packed: &mut [u32]) {
-    assert!(packed.len() == MR * count);
+pub(crate) unsafe fn interleave<const ROWS: usize>(lines: [*const u32; ROWS], count: usize, packed: &mut [u32]) {
+    assert!(packed.len() == ROWS * count);
     // Whole groups of four units go through registers where there are any.
     let done = if cfg!(target_arch = "x86_64") { count / 4 * 4 } else { 0 };
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::*;
         for unit in (0..done).step_by(4) {
-            for r in (0..MR).step_by(4) {
+            for r in (0..ROWS).step_by(4) {
                 // SAFETY: SSE2 is part of x86-64; all addresses lie in the lines and in `packed`.
                 unsafe {
                     let line = |i: usize| _mm_castsi128_ps(_mm_loadu_si128(lines[r + i].add(unit).cast()));
                     let (mut a, mut b, mut c, mut d) = (line(0), line(1), line(2), line(3));
                     _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
                     for (i, x) in [a, b, c, d].into_iter().enumerate() {
-                        _mm_storeu_si128(packed.as_mut_ptr().add((unit + i) * MR + r).cast(), _mm_castps_si128(x));
+                        _mm_storeu_si128(packed.as_mut_ptr().add((unit + i) * ROWS + r).cast(), _mm_castps_si128(x));
                     }
                 }
             }
@@ -300,7 +301,7 @@ pub(crate) unsafe fn interleave(lines: [*const u32; MR], count: usize, packed: &
     for unit in done..count {
         for (r, line) in lines.iter().enumerate() {
             // SAFETY: as the caller promised.
-            packed[unit * MR + r] = unsafe { line.add(unit).read_unaligned() };
+            packed[unit * ROWS + r] = unsafe { line.add(unit).read_unaligned() };
         }
     }
 }

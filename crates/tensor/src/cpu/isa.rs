@@ -63,21 +63,21 @@ macro_rules! simd {
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
                 unsafe fn avx512 $(<$T: $B>)? ($($a: $t),*) $(-> $r)? {
-                    body($($a),*)
+                    body $(::<$T>)? ($($a),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 unsafe fn avx2 $(<$T: $B>)? ($($a: $t),*) $(-> $r)? {
-                    body($($a),*)
+                    body $(::<$T>)? ($($a),*)
                 }
                 use $crate::cpu::isa::{Isa, isa};
                 // SAFETY: `isa` reports only what this processor has.
                 match isa() {
-                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512($($a),*) },
-                    Isa::Avx2 => return unsafe { avx2($($a),*) },
+                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512 $(::<$T>)? ($($a),*) },
+                    Isa::Avx2 => return unsafe { avx2 $(::<$T>)? ($($a),*) },
                     Isa::Portable => {}
                 }
             }
-            body($($a),*)
+            body $(::<$T>)? ($($a),*)
         }
     };
 }

@@ -2,9 +2,10 @@
 
 use super::SharedMut;
 use super::epilogue::Epilogue;
-use super::gemm::{MatrixRows, PackedColumns, Product, product};
+use super::gemm::{MatrixRows, PackedColumns, Product, Rows, product};
 use super::micro::NR;
 use crate::ops::Activation;
+use crate::tensor::Element;
 use crate::{Result, Tensor};
 
 /// Packs a weight `[out, in]`.
@@ -39,6 +40,59 @@ pub(crate) fn forward<T: Product>(
         product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 1, |tile| {
             epilogue.finish(tile)
         });
+    })
+}
+
+/// Rows of two matrices side by side.
+struct JoinedRows<'a, T>([MatrixRows<'a, T>; 2]);
+
+impl<T: Element> Rows<T> for JoinedRows<'_, T> {
+    #[inline]
+    fn copy(&self, row: usize, from: usize, out: &mut [T]) {
+        let [a, b] = &self.0;
+        let (left, right) = out.split_at_mut(a.depth.saturating_sub(from).min(out.len()));
+        if !left.is_empty() {
+            a.copy(row, from, left);
+        }
+        if !right.is_empty() {
+            b.copy(row, from.saturating_sub(a.depth), right);
+        }
+    }
+
+    #[inline]
+    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
+        let [a, b] = &self.0;
+        match from.checked_sub(a.depth) {
+            Some(from) => b.in_place(row, from, len),
+            None if from + len <= a.depth => a.in_place(row, from, len),
+            None => None,
+        }
+    }
+}
+
+/// `x W^T + bias` for `x` in two parts side by side.
+pub(crate) fn forward_joined<T: Product>(
+    parts: [&Tensor; 2],
+    weight: &PackedColumns,
+    bias: Option<&[f32]>,
+) -> Result<Tensor> {
+    let [a, _] = parts;
+    let rows = a.len() / a.last_dim();
+    let mut shape = a.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = weight.columns;
+    }
+    Tensor::build::<T>(a.device(), &shape, |out| {
+        let epilogue = Epilogue {
+            bias,
+            channel_add: None,
+            activation: Activation::None,
+            residual: None,
+            out: SharedMut::new(out),
+            width: weight.columns,
+        };
+        let left = JoinedRows(parts.map(|x| MatrixRows { data: x.data::<T>(), depth: x.last_dim() }));
+        product::<T>(rows, &left, weight, 1, |tile| epilogue.finish(tile));
     })
 }
 

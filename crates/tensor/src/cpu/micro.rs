@@ -1,98 +1,105 @@
-//! The inner products: a tile of [`MR`] rows by [`NR`] columns, accumulated in f32 registers.
+//! The inner products: a tile of some rows by [`NR`] columns, accumulated in f32 registers.
 //!
-//! One unit of depth is 32 bits: one f32, or a pair of bf16. Packed rows hold, unit by unit, `MR` values;
-//! packed columns, unit by unit, `NR` values. All instruction sets share this layout.
+//! One unit of depth is 32 bits: one f32, or a pair of bf16. Packed rows hold, unit by unit, one value for
+//! each row; packed columns, unit by unit, `NR` values. All instruction sets share this layout.
 //!
-//! Bound: floating-point units. AVX-512 keeps 24 accumulators, so 24 multiply-adds hide the latency of
-//! two column loads and twelve broadcasts.
+//! Bound: floating-point units. With [`MR`] rows AVX-512 keeps 24 accumulators, so 24 multiply-adds hide the
+//! latency of two column loads and twelve broadcasts; with 8 rows, 16 do.
 
 use super::isa::{Isa, isa};
 
-/// Rows of a tile.
+/// Rows of a tile of the block product.
 pub(crate) const MR: usize = 12;
 /// Columns of a tile.
 pub(crate) const NR: usize = 32;
 
-/// `c[r * ldc + j] (+)= sum over units of a[unit][r] * b[unit][j]`.
+/// `c[r * ldc + j] (+)= sum over units of a[unit * lda + r] * b[unit * NR + j]`.
 pub(crate) type Kernel =
-    unsafe fn(units: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, accumulate: bool);
+    unsafe fn(units: usize, a: *const u32, lda: usize, b: *const u32, c: *mut f32, ldc: usize, accumulate: bool);
 
-/// The kernel for f32 units.
-pub(crate) fn kernel_f32() -> Kernel {
+/// The kernel for f32 units and a tile of `ROWS` rows (8 or 12).
+pub(crate) fn kernel_f32<const ROWS: usize>() -> Kernel {
     #[cfg(target_arch = "x86_64")]
     match isa() {
-        Isa::Avx512 | Isa::Avx512Bf16 => return x86::f32_avx512,
-        Isa::Avx2 => return x86::f32_avx2,
+        Isa::Avx512 | Isa::Avx512Bf16 => return x86::f32_avx512::<ROWS>,
+        Isa::Avx2 => return x86::f32_avx2::<ROWS>,
         Isa::Portable => {}
     }
-    portable_f32
+    portable_f32::<ROWS>
 }
 
-/// The kernel for pairs of bf16.
-pub(crate) fn kernel_bf16() -> Kernel {
+/// The kernel for pairs of bf16 and a tile of `ROWS` rows (8 or 12).
+pub(crate) fn kernel_bf16<const ROWS: usize>() -> Kernel {
     #[cfg(target_arch = "x86_64")]
     match isa() {
-        Isa::Avx512Bf16 => return x86::bf16_avx512bf16,
-        Isa::Avx512 => return x86::bf16_avx512,
-        Isa::Avx2 => return x86::bf16_avx2,
+        Isa::Avx512Bf16 => return x86::bf16_avx512bf16::<ROWS>,
+        Isa::Avx512 => return x86::bf16_avx512::<ROWS>,
+        Isa::Avx2 => return x86::bf16_avx2::<ROWS>,
         Isa::Portable => {}
     }
-    portable_bf16
+    portable_bf16::<ROWS>
 }
 
-#[inline(always)]
-unsafe fn store_portable(acc: &[[f32; NR]; MR], c: *mut f32, ldc: usize, accumulate: bool) {
-    for (r, row) in acc.iter().enumerate() {
-        // SAFETY: the caller's tile has MR rows of NR columns.
-        let out = unsafe { std::slice::from_raw_parts_mut(c.add(r * ldc), NR) };
-        for (o, x) in out.iter_mut().zip(row) {
-            *o = if accumulate { *o + x } else { *x };
+/// Rows and columns of the portable sub-tile: 8 accumulators of 4 numbers fit the 16 registers of plain x86-64, and
+/// the 32 of Arm.
+const PORTABLE_ROWS: usize = 4;
+const PORTABLE_COLUMNS: usize = 8;
+
+macro_rules! portable_kernel {
+    ($name:ident, |$a:ident, $b:ident| $term:expr) => {
+        unsafe fn $name<const ROWS: usize>(
+            units: usize,
+            a: *const u32,
+            lda: usize,
+            b: *const u32,
+            c: *mut f32,
+            ldc: usize,
+            accumulate: bool,
+        ) {
+            for row in (0..ROWS).step_by(PORTABLE_ROWS) {
+                for column in (0..NR).step_by(PORTABLE_COLUMNS) {
+                    let mut acc = [[0f32; PORTABLE_COLUMNS]; PORTABLE_ROWS];
+                    for unit in 0..units {
+                        // SAFETY: packed rows and columns hold `units` units.
+                        let (a, b) = unsafe {
+                            (
+                                &*a.add(unit * lda + row).cast::<[u32; PORTABLE_ROWS]>(),
+                                &*b.add(unit * NR + column).cast::<[u32; PORTABLE_COLUMNS]>(),
+                            )
+                        };
+                        for (acc, &$a) in acc.iter_mut().zip(a) {
+                            acc.iter_mut().zip(b).for_each(|(o, &$b)| *o += $term);
+                        }
+                    }
+                    for (r, acc) in acc.iter().enumerate() {
+                        // SAFETY: the caller's tile has ROWS rows of NR columns.
+                        let out = unsafe { &mut *c.add((row + r) * ldc + column).cast::<[f32; PORTABLE_COLUMNS]>() };
+                        out.iter_mut().zip(acc).for_each(|(o, x)| *o = if accumulate { *o + x } else { *x });
+                    }
+                }
+            }
         }
-    }
-}
-
-unsafe fn portable_f32(units: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, accumulate: bool) {
-    let mut acc = [[0f32; NR]; MR];
-    // SAFETY: packed rows and columns hold `units` units.
-    let (a, b) = unsafe {
-        (
-            std::slice::from_raw_parts(a.cast::<f32>(), units * MR),
-            std::slice::from_raw_parts(b.cast::<f32>(), units * NR),
-        )
     };
-    for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
-        for (row, &x) in acc.iter_mut().zip(a) {
-            row.iter_mut().zip(b).for_each(|(o, y)| *o += x * y);
-        }
-    }
-    unsafe { store_portable(&acc, c, ldc, accumulate) };
 }
 
-unsafe fn portable_bf16(units: usize, a: *const u32, b: *const u32, c: *mut f32, ldc: usize, accumulate: bool) {
-    let mut acc = [[0f32; NR]; MR];
-    // SAFETY: packed rows and columns hold `units` units.
-    let (a, b) = unsafe { (std::slice::from_raw_parts(a, units * MR), std::slice::from_raw_parts(b, units * NR)) };
-    let low = |x: u32| f32::from_bits(x << 16);
-    let high = |x: u32| f32::from_bits(x & 0xffff_0000);
-    for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
-        for (row, &x) in acc.iter_mut().zip(a) {
-            row.iter_mut().zip(b).for_each(|(o, &y)| *o += low(x) * low(y) + high(x) * high(y));
-        }
-    }
-    unsafe { store_portable(&acc, c, ldc, accumulate) };
-}
+portable_kernel!(portable_f32, |a, b| f32::from_bits(a) * f32::from_bits(b));
+
+portable_kernel!(portable_bf16, |a, b| {
+    f32::from_bits(a << 16) * f32::from_bits(b << 16)
+        + f32::from_bits(a & 0xffff_0000) * f32::from_bits(b & 0xffff_0000)
+});
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{MR, NR};
+    use super::NR;
     use std::arch::x86_64::*;
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn store512(acc: &[[__m512; 2]; MR], c: *mut f32, ldc: usize, accumulate: bool) {
+    unsafe fn store512<const ROWS: usize>(acc: &[[__m512; 2]; ROWS], c: *mut f32, ldc: usize, accumulate: bool) {
         for (r, row) in acc.iter().enumerate() {
             for (h, &value) in row.iter().enumerate() {
-                // SAFETY: the caller's tile has MR rows of NR columns.
+                // SAFETY: the caller's tile has ROWS rows of NR columns.
                 unsafe {
                     let out = c.add(r * ldc + 16 * h);
                     let value = if accumulate { _mm512_add_ps(_mm512_loadu_ps(out), value) } else { value };
@@ -105,22 +112,23 @@ mod x86 {
     macro_rules! avx512_kernel {
         ($name:ident, $features:literal, |$acc:ident, $a:ident, $b0:ident, $b1:ident| $step:block) => {
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $name(
+            pub(super) unsafe fn $name<const ROWS: usize>(
                 units: usize,
                 a: *const u32,
+                lda: usize,
                 b: *const u32,
                 c: *mut f32,
                 ldc: usize,
                 accumulate: bool,
             ) {
-                let mut acc = [[_mm512_setzero_ps(); 2]; MR];
+                let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
                 for unit in 0..units {
                     // SAFETY: packed rows and columns hold `units` units.
                     unsafe {
                         let b = b.add(unit * NR).cast::<i32>();
                         let ($b0, $b1) = (_mm512_loadu_epi32(b), _mm512_loadu_epi32(b.add(16)));
-                        let a = a.add(unit * MR).cast::<i32>();
-                        for r in 0..MR {
+                        let a = a.add(unit * lda).cast::<i32>();
+                        for r in 0..ROWS {
                             let $a = _mm512_set1_epi32(*a.add(r));
                             let $acc = &mut acc[r];
                             $step
@@ -154,43 +162,53 @@ mod x86 {
         acc[1] = _mm512_fmadd_ps(high(a), high(b1), _mm512_fmadd_ps(low(a), low(b1), acc[1]));
     });
 
-    /// Rows and columns of the AVX2 sub-tile: 12 accumulators of 8 numbers, in 16 registers.
+    /// Most rows, and columns, of the AVX2 sub-tile: 12 accumulators of 8 numbers, in 16 registers.
     const SUB_ROWS: usize = 6;
     const SUB_COLUMNS: usize = 16;
+
+    /// Rows of the AVX2 sub-tile of a tile of `rows`.
+    const fn sub_rows(rows: usize) -> usize {
+        if rows.is_multiple_of(SUB_ROWS) { SUB_ROWS } else { 4 }
+    }
 
     macro_rules! avx2_kernel {
         ($name:ident, |$acc:ident, $a:ident, $b0:ident, $b1:ident| $step:block) => {
             #[target_feature(enable = "avx2,fma")]
-            pub(super) unsafe fn $name(
+            pub(super) unsafe fn $name<const ROWS: usize>(
                 units: usize,
                 a: *const u32,
+                lda: usize,
                 b: *const u32,
                 c: *mut f32,
                 ldc: usize,
                 accumulate: bool,
             ) {
-                for (row, column) in [(0, 0), (SUB_ROWS, 0), (0, SUB_COLUMNS), (SUB_ROWS, SUB_COLUMNS)] {
-                    let mut acc = [[_mm256_setzero_ps(); 2]; SUB_ROWS];
-                    for unit in 0..units {
-                        // SAFETY: packed rows and columns hold `units` units.
-                        unsafe {
-                            let b = b.add(unit * NR + column).cast::<__m256i>();
-                            let ($b0, $b1) = (_mm256_loadu_si256(b), _mm256_loadu_si256(b.add(1)));
-                            let a = a.add(unit * MR + row).cast::<i32>();
-                            for r in 0..SUB_ROWS {
-                                let $a = _mm256_set1_epi32(*a.add(r));
-                                let $acc = &mut acc[r];
-                                $step
+                let sub = const { sub_rows(ROWS) };
+                for column in [0, SUB_COLUMNS] {
+                    for row in (0..ROWS).step_by(sub) {
+                        let mut acc = [[_mm256_setzero_ps(); 2]; SUB_ROWS];
+                        for unit in 0..units {
+                            // SAFETY: packed rows and columns hold `units` units.
+                            unsafe {
+                                let b = b.add(unit * NR + column).cast::<__m256i>();
+                                let ($b0, $b1) = (_mm256_loadu_si256(b), _mm256_loadu_si256(b.add(1)));
+                                let a = a.add(unit * lda + row).cast::<i32>();
+                                for r in 0..sub {
+                                    let $a = _mm256_set1_epi32(*a.add(r));
+                                    let $acc = &mut acc[r];
+                                    $step
+                                }
                             }
                         }
-                    }
-                    for (r, pair) in acc.iter().enumerate() {
-                        for (h, &value) in pair.iter().enumerate() {
-                            // SAFETY: the caller's tile has MR rows of NR columns.
-                            unsafe {
-                                let out = c.add((row + r) * ldc + column + 8 * h);
-                                let value = if accumulate { _mm256_add_ps(_mm256_loadu_ps(out), value) } else { value };
-                                _mm256_storeu_ps(out, value);
+                        for (r, pair) in acc.iter().take(sub).enumerate() {
+                            for (h, &value) in pair.iter().enumerate() {
+                                // SAFETY: the caller's tile has ROWS rows of NR columns.
+                                unsafe {
+                                    let out = c.add((row + r) * ldc + column + 8 * h);
+                                    let value =
+                                        if accumulate { _mm256_add_ps(_mm256_loadu_ps(out), value) } else { value };
+                                    _mm256_storeu_ps(out, value);
+                                }
                             }
                         }
                     }

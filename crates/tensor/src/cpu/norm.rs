@@ -25,9 +25,10 @@ simd! {
 }
 
 simd! {
-    fn apply<T: Element>(x: &[T], gain: &[f32], offset: &[f32], activation: Activation, buffer: &mut [f32], out: &mut [T]) {
+    /// `activation(x * gain + offset)` of each pixel into `gain.len()` of every `stride` numbers of `out`.
+    fn apply<T: Element>(x: &[T], gain: &[f32], offset: &[f32], activation: Activation, buffer: &mut [f32], out: &mut [T], stride: usize) {
         let c = gain.len();
-        for (x, o) in x.chunks_exact(c).zip(out.chunks_exact_mut(c)) {
+        for (x, o) in x.chunks_exact(c).zip(out.chunks_mut(stride)) {
             buffer.iter_mut().zip(x).zip(gain.iter().zip(offset)).for_each(|((b, x), (g, t))| *b = x.to_f32() * g + t);
             activate_all(buffer, activation);
             o.iter_mut().zip(buffer.iter()).for_each(|(o, b)| *o = T::from_f32(*b));
@@ -35,8 +36,8 @@ simd! {
     }
 }
 
-/// Gain and offset for each channel of one picture, from the statistics of its groups.
-fn gains<T: Element>(x: &[T], c: usize, groups: usize, weight: &[f32], bias: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+/// Mean and sum of squared distances from it, for each channel of one picture.
+fn channel_stats<T: Element>(x: &[T], c: usize) -> Vec<(f64, f64)> {
     // Shifting by the first pixel keeps the sum of squares from cancelling where the mean is large.
     let shift: Vec<f32> = x[..c].iter().map(|x| x.to_f32()).collect();
     let partial: Vec<(Vec<f32>, Vec<f32>)> = x
@@ -48,23 +49,33 @@ fn gains<T: Element>(x: &[T], c: usize, groups: usize, weight: &[f32], bias: &[f
         })
         .collect();
     let pixels = (x.len() / c) as f64;
-    let size = c / groups;
-    let (mut gain, mut offset) = (vec![0f32; c], vec![0f32; c]);
-    for group in 0..groups {
-        let channels = group * size..(group + 1) * size;
-        let stats: Vec<(f64, f64)> = channels
-            .clone()
-            .map(|ch| {
-                let sum: f64 = partial.iter().map(|(s, _)| f64::from(s[ch])).sum();
-                let square: f64 = partial.iter().map(|(_, q)| f64::from(q[ch])).sum();
-                (f64::from(shift[ch]) + sum / pixels, (square - sum * sum / pixels).max(0.0))
-            })
-            .collect();
+    let (mut sums, mut squares) = (vec![0f64; c], vec![0f64; c]);
+    for (s, q) in &partial {
+        sums.iter_mut().zip(s).for_each(|(a, b)| *a += f64::from(*b));
+        squares.iter_mut().zip(q).for_each(|(a, b)| *a += f64::from(*b));
+    }
+    (0..c)
+        .map(|i| (f64::from(shift[i]) + sums[i] / pixels, (squares[i] - sums[i] * sums[i] / pixels).max(0.0)))
+        .collect()
+}
+
+/// Gain and offset for each channel of one picture of `pixels`, from the statistics of its channels.
+fn gains(
+    stats: &[(f64, f64)],
+    pixels: f64,
+    groups: usize,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+) -> (Vec<f32>, Vec<f32>) {
+    let size = stats.len() / groups;
+    let (mut gain, mut offset) = (vec![0f32; stats.len()], vec![0f32; stats.len()]);
+    for (group, stats) in stats.chunks_exact(size).enumerate() {
         let mean = stats.iter().map(|s| s.0).sum::<f64>() / size as f64;
         let spread: f64 = stats.iter().map(|s| s.1 + pixels * (s.0 - mean) * (s.0 - mean)).sum();
         let inverse = 1.0 / (spread / (pixels * size as f64) + f64::from(eps)).sqrt();
-        for ch in channels {
-            let g = inverse * f64::from(weight[ch]);
+        for ch in group * size..(group + 1) * size {
+            let g = f64::from(weight[ch]) * inverse;
             gain[ch] = g as f32;
             offset[ch] = (f64::from(bias[ch]) - mean * g) as f32;
         }
@@ -72,24 +83,43 @@ fn gains<T: Element>(x: &[T], c: usize, groups: usize, weight: &[f32], bias: &[f
     (gain, offset)
 }
 
-/// Group normalisation of `[b, pixels.., c]` with an activation.
+/// Group normalisation of `[b, pixels.., c]`, whose channels may lie in several parts, with an activation.
 pub(crate) fn group_norm<T: Element>(
-    x: &Tensor,
+    parts: &[&Tensor],
     groups: usize,
     weight: &[f32],
     bias: &[f32],
     eps: f32,
     activation: Activation,
 ) -> Result<Tensor> {
-    let (b, c) = (x.dim(0), x.last_dim());
-    let data = x.data::<T>();
-    let picture = x.len() / b.max(1);
-    Tensor::build::<T>(x.device(), x.shape(), |out| {
-        for (x, o) in data.chunks(picture.max(1)).zip(out.chunks_mut(picture.max(1))) {
-            let (gain, offset) = gains(x, c, groups, weight, bias, eps);
-            let task = (1usize << 14).div_ceil(c) * c;
-            o.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(o, x)| {
-                apply(x, &gain, &offset, activation, &mut vec![0f32; c], o);
+    let (b, c) = (parts[0].dim(0), weight.len());
+    let pixels = parts[0].len() / (b * parts[0].last_dim());
+    let mut shape = parts[0].shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = c;
+    }
+    Tensor::build::<T>(parts[0].device(), &shape, |out| {
+        for (picture, o) in out.chunks_mut(pixels * c).enumerate() {
+            let of = |part: &Tensor| {
+                let size = pixels * part.last_dim();
+                picture * size..(picture + 1) * size
+            };
+            let mut stats = Vec::with_capacity(c);
+            for part in parts {
+                stats.extend(channel_stats(&part.data::<T>()[of(part)], part.last_dim()));
+            }
+            let (gain, offset) = gains(&stats, pixels as f64, groups, weight, bias, eps);
+            let task = (1usize << 14).div_ceil(c);
+            o.par_chunks_mut(task * c).enumerate().for_each(|(i, o)| {
+                let mut first = 0;
+                for part in parts {
+                    let width = part.last_dim();
+                    let columns = first..first + width;
+                    let x = &part.data::<T>()[of(part)][i * task * width..][..o.len() / c * width];
+                    let (gain, offset) = (&gain[columns.clone()], &offset[columns]);
+                    apply(x, gain, offset, activation, &mut vec![0f32; width], &mut o[first..], c);
+                    first += width;
+                }
             });
         }
     })

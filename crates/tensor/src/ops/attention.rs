@@ -1,8 +1,9 @@
 //! Attention with an optional second branch.
 
 use super::linear::same_dtype;
+use crate::cpu::attention::{Columns, PackedKeys, forward};
 use crate::tensor::by_dtype;
-use crate::{Error, Result, Tensor, cpu};
+use crate::{DType, Error, Result, Tensor};
 
 /// Keys and values of one branch, `[b, m, heads * d]` each.
 #[derive(Clone, Copy)]
@@ -11,6 +12,60 @@ pub struct KeyValue<'a> {
     pub k: &'a Tensor,
     /// Values.
     pub v: &'a Tensor,
+}
+
+/// Keys and values in the layout of the device's product: packed once where they are used often, as those of text and
+/// identity are, which do not change between the steps.
+pub struct PackedKeyValue {
+    packed: PackedKeys,
+    /// Pictures, keys, width.
+    shape: [usize; 3],
+    heads: usize,
+    dtype: DType,
+}
+
+impl std::fmt::Debug for PackedKeyValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedKeyValue({}{:?}, {} heads)", self.dtype, self.shape, self.heads)
+    }
+}
+
+impl PackedKeyValue {
+    /// Packs keys and values `[b, m, heads * d]` each.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn new(kv: KeyValue, heads: usize) -> Result<PackedKeyValue> {
+        let [b, m, width] = kv.k.dims3()?;
+        if m == 0 {
+            return Err(Error::shape("attention", "the keys", kv.k.shape(), "[b, m, width] with at least one key"));
+        }
+        if kv.v.shape() != kv.k.shape() {
+            return Err(Error::shape("attention", "the values", kv.v.shape(), "the keys' shape"));
+        }
+        same_dtype("attention", "the values", kv.v, kv.k.dtype())?;
+        PackedKeyValue::pack(Columns::all(kv.k), Columns::all(kv.v), [b, m, width], heads)
+    }
+
+    fn pack(k: Columns, v: Columns, shape: [usize; 3], heads: usize) -> Result<PackedKeyValue> {
+        let width = shape[2];
+        if heads == 0 || !width.is_multiple_of(heads) || width == 0 {
+            return Err(Error::argument("attention", format!("{heads} heads do not divide a width of {width}")));
+        }
+        let dtype = k.tensor.dtype();
+        let packed = by_dtype!("attention", "the keys", dtype, T => PackedKeys::new::<T>(k, v, heads))?;
+        Ok(PackedKeyValue { packed, shape, heads, dtype })
+    }
+
+    /// Pictures, keys and width.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// Heads.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
 }
 
 /// `softmax(q k^T scale) v`, plus `weight * softmax(q k2^T scale) v2` where a second branch is given: the
@@ -27,31 +82,65 @@ pub fn attention(
     causal: bool,
     second: Option<(KeyValue, f32)>,
 ) -> Result<Tensor> {
-    let [b, n, width] = q.dims3()?;
-    if heads == 0 || !width.is_multiple_of(heads) || n == 0 || width == 0 {
-        return Err(Error::argument(
-            "attention",
-            format!("{heads} heads do not divide a width of {width} over {n} queries"),
-        ));
+    let kv = PackedKeyValue::new(kv, heads)?;
+    let second = match second {
+        Some((second, weight)) => Some((PackedKeyValue::new(second, heads)?, weight)),
+        None => None,
+    };
+    run(Columns::all(q), &kv, scale, causal, second.as_ref().map(|(second, weight)| (second, *weight)))
+}
+
+/// As [`attention`] with keys and values that were packed before, without a mask.
+///
+/// # Errors
+/// Shapes or element types that do not fit.
+pub fn attention_packed(
+    q: &Tensor,
+    kv: &PackedKeyValue,
+    scale: f32,
+    second: Option<(&PackedKeyValue, f32)>,
+) -> Result<Tensor> {
+    run(Columns::all(q), kv, scale, false, second)
+}
+
+/// Self-attention whose queries, keys and values are the thirds of one product: `[b, n, 3 c] -> [b, n, c]`.
+///
+/// # Errors
+/// Shapes or element types that do not fit.
+pub fn attention_joined(qkv: &Tensor, heads: usize, scale: f32, causal: bool) -> Result<Tensor> {
+    let [b, n, all] = qkv.dims3()?;
+    if n == 0 || !all.is_multiple_of(3) {
+        return Err(Error::shape("attention", "the joined product", qkv.shape(), "[b, n, 3 c]"));
     }
-    for branch in [Some(&kv), second.as_ref().map(|s| &s.0)].into_iter().flatten() {
-        let [kb, m, kw] = branch.k.dims3()?;
-        if kb != b || kw != width || m == 0 {
-            return Err(Error::shape("attention", "the keys", branch.k.shape(), format!("[{b}, m, {width}]")));
+    let width = all / 3;
+    let third = |i: usize| Columns { tensor: qkv, first: i * width, width };
+    let kv = PackedKeyValue::pack(third(1), third(2), [b, n, width], heads)?;
+    run(third(0), &kv, scale, causal, None)
+}
+
+fn run(
+    q: Columns,
+    kv: &PackedKeyValue,
+    scale: f32,
+    causal: bool,
+    second: Option<(&PackedKeyValue, f32)>,
+) -> Result<Tensor> {
+    let [b, n, _] = q.tensor.dims3()?;
+    if n == 0 {
+        return Err(Error::argument("attention", "there are no queries; at least one is needed"));
+    }
+    for branch in [Some(kv), second.map(|(kv, _)| kv)].into_iter().flatten() {
+        let [kb, m, width] = branch.shape;
+        if kb != b || width != q.width || branch.heads != kv.heads {
+            let expected = format!("[{b}, {m}, {}] in {} heads, as the queries are", q.width, kv.heads);
+            return Err(Error::shape("attention", "the keys", &branch.shape, expected));
         }
-        if branch.v.shape() != branch.k.shape() {
-            return Err(Error::shape("attention", "the values", branch.v.shape(), "the keys' shape"));
-        }
-        same_dtype("attention", "the keys", branch.k, q.dtype())?;
-        same_dtype("attention", "the values", branch.v, q.dtype())?;
+        same_dtype("attention", "the queries", q.tensor, branch.dtype)?;
     }
-    if causal && kv.k.dim(1) != n {
-        return Err(Error::shape(
-            "attention",
-            "the keys",
-            kv.k.shape(),
-            format!("{n} keys, as many as queries, under a causal mask"),
-        ));
+    if causal && kv.shape[1] != n {
+        let expected = format!("{n} keys, as many as queries, under a causal mask");
+        return Err(Error::shape("attention", "the keys", &kv.shape, expected));
     }
-    by_dtype!("attention", "the queries", q.dtype(), T => cpu::attention::forward::<T>(q, &kv, heads, scale, causal, second.as_ref()))
+    let second = second.map(|(second, weight)| (&second.packed, weight));
+    by_dtype!("attention", "the queries", kv.dtype, T => forward::<T>(q, &kv.packed, kv.heads, scale, causal, second))
 }

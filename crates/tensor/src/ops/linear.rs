@@ -96,6 +96,22 @@ impl Linear {
         by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward::<T>(x, &self.packed, self.bias.as_deref(), activation, residual))
     }
 
+    /// As [`Linear::forward`] on two inputs joined along the last dimension, which are not copied together:
+    /// `[.., c1]` and `[.., c2]` with `c1 + c2 = in` `-> [.., out]`.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn forward_joined(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let (outer, other) = (a.shape().split_last(), b.shape().split_last());
+        if outer.map(|x| x.1) != other.map(|x| x.1) || a.last_dim() + b.last_dim() != self.in_features() {
+            let expected = format!("{:?} but for the channels, {} together", a.shape(), self.in_features());
+            return Err(Error::shape("linear", "the second input", b.shape(), expected));
+        }
+        same_dtype("linear", "the input", a, self.dtype)?;
+        same_dtype("linear", "the second input", b, self.dtype)?;
+        by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward_joined::<T>([a, b], &self.packed, self.bias.as_deref()))
+    }
+
     /// Gated GELU (Shazeer 2020): the first half of the outputs times GELU of the second, `[.., in] -> [.., out / 2]`.
     ///
     /// # Errors

@@ -7,11 +7,11 @@ mod linear;
 mod norm;
 mod shape;
 
-pub use attention::{KeyValue, attention};
+pub use attention::{KeyValue, PackedKeyValue, attention, attention_joined, attention_packed};
 pub use conv::{Conv2d, ConvOptions, Fused};
 pub use elementwise::{activation, add, add_scaled, combine, scale};
 pub use linear::Linear;
-pub use norm::{group_norm, layer_norm};
+pub use norm::{group_norm, group_norm_joined, layer_norm};
 pub use shape::{
     concat_axis1, concat_last, concat_rows, crop, embedding, repeat_rows, slice_last, split_last, upsample_nearest,
 };

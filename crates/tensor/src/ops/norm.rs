@@ -1,6 +1,7 @@
 //! Normalisation.
 
 use super::Activation;
+use super::linear::same_dtype;
 use crate::tensor::by_dtype;
 use crate::{Error, Result, Tensor, cpu};
 
@@ -23,15 +24,48 @@ pub fn group_norm(
     eps: f32,
     activation: Activation,
 ) -> Result<Tensor> {
-    let c = x.last_dim();
+    group_norm_of(&[x], groups, weight, bias, eps, activation)
+}
+
+/// As [`group_norm`] over two inputs joined along their channels, which are not copied together before:
+/// `[b, .., c1]` and `[b, .., c2] -> [b, .., c1 + c2]`.
+///
+/// # Errors
+/// As [`group_norm`].
+pub fn group_norm_joined(
+    [x, y]: [&Tensor; 2],
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+    activation: Activation,
+) -> Result<Tensor> {
+    if x.shape().split_last().map(|s| s.1) != y.shape().split_last().map(|s| s.1) || y.is_empty() {
+        let expected = format!("{:?} but for the channels", x.shape());
+        return Err(Error::shape("group_norm", "the second input", y.shape(), expected));
+    }
+    same_dtype("group_norm", "the second input", y, x.dtype())?;
+    group_norm_of(&[x, y], groups, weight, bias, eps, activation)
+}
+
+fn group_norm_of(
+    parts: &[&Tensor],
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+    activation: Activation,
+) -> Result<Tensor> {
+    let x = parts[0];
+    let c = parts.iter().map(|x| x.last_dim()).sum();
     if x.shape().len() < 2 || x.is_empty() {
         return Err(Error::shape("group_norm", "the input", x.shape(), "[b, .., c]"));
     }
-    if groups == 0 || !c.is_multiple_of(groups) {
+    if groups == 0 || !usize::is_multiple_of(c, groups) {
         return Err(Error::argument("group_norm", format!("{groups} groups do not divide {c} channels")));
     }
     let (w, b) = (channels("group_norm", "the weight", weight, c)?, channels("group_norm", "the bias", bias, c)?);
-    by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(x, groups, &w, &b, eps, activation))
+    by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(parts, groups, &w, &b, eps, activation))
 }
 
 /// Layer normalisation (Ba et al. 2016) over the last dimension.
