@@ -1,17 +1,73 @@
 //! Where tensors live and operators run.
 
+use crate::{Result, cuda};
+
 /// A device, chosen at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
     /// The processor, all cores.
     #[default]
     Cpu,
+    /// An NVIDIA GPU by its number. Opened at first use; where it cannot be, the first tensor says why.
+    Cuda(usize),
 }
 
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl Device {
+    /// How many GPUs this machine has; 0 where there is no driver.
+    pub fn gpus() -> usize {
+        cuda::count()
+    }
+
+    /// Opens the device, so that what is missing is told before any work.
+    ///
+    /// # Errors
+    /// What is missing on this machine, in a sentence that says what to do.
+    pub fn open(&self) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(n) => cuda::gpu(*n).map(|_| ()),
+        }
+    }
+
+    /// The maker's name of the device; none for the CPU.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn name(&self) -> Result<Option<String>> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Cuda(n) => Ok(Some(cuda::gpu(*n)?.name.clone())),
+        }
+    }
+
+    /// Waits until everything that was asked of the device is done: for measuring.
+    ///
+    /// # Errors
+    /// What the device says about work that failed.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(n) => cuda::gpu(*n)?.synchronize(),
+        }
+    }
+
+    /// Bytes free and in all in the device's own memory; none for the CPU.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn memory(&self) -> Result<Option<(usize, usize)>> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Cuda(n) => cuda::gpu(*n)?.memory().map(Some),
         }
     }
 }

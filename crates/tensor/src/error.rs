@@ -38,12 +38,32 @@ pub enum Error {
         message: String,
     },
     /// Memory could not be had.
-    #[error("out of memory: {bytes} bytes could not be allocated on {device}")]
+    #[error("out of memory: {bytes} bytes could not be allocated on {device}{advice}")]
     OutOfMemory {
         /// The size asked for.
         bytes: usize,
         /// Where.
-        device: &'static str,
+        device: String,
+        /// What is held there and what would need less; empty where nothing is known.
+        advice: String,
+    },
+    /// The device cannot be used on this machine.
+    #[error("{device} cannot be used: {reason}")]
+    NoDevice {
+        /// The device asked for.
+        device: String,
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// The device or one of its libraries failed.
+    #[error("{device}: {doing} failed: {reason}")]
+    Failed {
+        /// The device.
+        device: String,
+        /// What was being done.
+        doing: String,
+        /// What the device says, and what to do.
+        reason: String,
     },
 }
 

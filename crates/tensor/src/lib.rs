@@ -8,6 +8,7 @@
 //! Results do not depend on the number of threads.
 
 mod cpu;
+mod cuda;
 mod device;
 mod error;
 mod meter;
@@ -16,8 +17,9 @@ pub mod random;
 mod storage;
 mod tensor;
 
+pub use cuda::set_kernel_cache;
 pub use device::{Device, set_threads};
 pub use error::{Error, Result};
-pub use meter::{flop_count, measure_peak};
-pub use storage::{MemoryUse, memory_use, trim, trim_above};
+pub use meter::{flop_count, measure_peak, measure_peak_of};
+pub use storage::{MemoryUse, memory_use, memory_use_of, trim, trim_above};
 pub use tensor::{DType, Tensor};

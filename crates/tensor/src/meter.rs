@@ -3,7 +3,7 @@
 use crate::cpu::gemm::Product;
 use crate::cpu::micro::{MR, NR};
 use crate::tensor::by_dtype;
-use crate::{DType, Result};
+use crate::{DType, Device, Result, cuda};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -26,7 +26,18 @@ pub fn flop_count() -> u64 {
 /// # Errors
 /// An element type that the device cannot compute with.
 pub fn measure_peak(dtype: DType) -> Result<f64> {
-    by_dtype!("peak", "the operands", dtype, T => Ok(peak_of::<T>()))
+    measure_peak_of(&Device::Cpu, dtype)
+}
+
+/// As [`measure_peak`], of any device; of a GPU what a large matrix product reaches.
+///
+/// # Errors
+/// As [`measure_peak`], or a device that cannot be used.
+pub fn measure_peak_of(device: &Device, dtype: DType) -> Result<f64> {
+    match *device {
+        Device::Cpu => by_dtype!("peak", "the operands", dtype, T => Ok(peak_of::<T>())),
+        Device::Cuda(n) => cuda::measure_peak(n, dtype),
+    }
 }
 
 fn peak_of<T: Product>() -> f64 {

@@ -1,11 +1,19 @@
-//! Memory of the CPU back end: blocks go back to a pool and are handed out again, so that a denoising
-//! step in the steady state maps no new pages.
+//! Memory behind tensors, and that of the CPU back end: blocks go back to a pool and are handed out again, so that a
+//! denoising step in the steady state maps no new pages.
 
-use crate::{Error, Result};
+use crate::{Device, Error, Result, cuda};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
+
+/// What a tensor's numbers lie in.
+pub(crate) enum Storage {
+    /// On the CPU.
+    Cpu(Block),
+    /// On a GPU.
+    Cuda(cuda::Buffer),
+}
 
 /// Alignment of every block: one cache line, one AVX-512 register, one AMX tile row.
 const ALIGN: usize = 64;
@@ -37,7 +45,7 @@ fn pool() -> std::sync::MutexGuard<'static, Pool> {
 
 /// Rounds a size up to its class: steps of an eighth of the leading power of two, so that blocks of
 /// neighbouring sizes are interchangeable at a waste of at most an eighth.
-fn class(bytes: usize) -> usize {
+pub(crate) fn class(bytes: usize) -> usize {
     if bytes <= 4096 {
         return bytes.next_multiple_of(ALIGN).max(ALIGN);
     }
@@ -48,7 +56,7 @@ fn class(bytes: usize) -> usize {
 impl Block {
     /// A block of at least `bytes` bytes; its content is whatever an earlier owner left.
     pub(crate) fn new(bytes: usize) -> Result<Block> {
-        let oom = || Error::OutOfMemory { bytes, device: "the CPU" };
+        let oom = || Error::OutOfMemory { bytes, device: "the CPU".into(), advice: String::new() };
         if bytes > isize::MAX as usize / 2 {
             return Err(oom());
         }
@@ -104,7 +112,7 @@ impl Drop for Block {
     }
 }
 
-/// Bytes held by the CPU back end.
+/// Bytes held by a back end.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryUse {
     /// In tensors and packed weights now.
@@ -113,6 +121,17 @@ pub struct MemoryUse {
     pub free: usize,
     /// The most that was ever in use.
     pub peak: usize,
+}
+
+/// What the back end of a device holds now.
+///
+/// # Errors
+/// A GPU that cannot be used.
+pub fn memory_use_of(device: &Device) -> Result<MemoryUse> {
+    match device {
+        Device::Cpu => Ok(memory_use()),
+        Device::Cuda(n) => Ok(cuda::gpu(*n)?.memory_use()),
+    }
 }
 
 /// What the CPU back end holds now.
@@ -129,7 +148,8 @@ pub fn trim_above(bytes: usize) {
     }
 }
 
-/// Gives the blocks kept for reuse back to the system: between stages whose sizes differ.
+/// Gives the CPU's blocks kept for reuse back to the system: between stages whose sizes differ. A GPU keeps its own:
+/// nobody else waits for them, giving them back waits for the device, and they are given back when memory runs out.
 pub fn trim() {
     let free = {
         let mut pool = pool();

@@ -1,18 +1,18 @@
 //! The tensor: contiguous numbers of one type with a shape, on a device.
 
-use crate::storage::Block;
-use crate::{Device, Error, Result};
+use crate::storage::{Block, Storage};
+use crate::{Device, Error, Result, cuda};
 use half::{bf16, f16};
 use std::sync::Arc;
 
 /// Element type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision.
     F32,
     /// bfloat16: 8 bits of exponent, 7 of mantissa.
     BF16,
-    /// IEEE half precision: storage only on the CPU.
+    /// IEEE half precision: 5 bits of exponent, 10 of mantissa. Storage only on the CPU.
     F16,
 }
 
@@ -109,7 +109,7 @@ pub struct Tensor {
     shape: Vec<usize>,
     dtype: DType,
     device: Device,
-    storage: Arc<Block>,
+    storage: Arc<Storage>,
     /// First element, counted in elements.
     offset: usize,
 }
@@ -141,6 +141,9 @@ impl Tensor {
         fn fill<T: Element>(out: &mut [T], data: &[f32]) {
             out.iter_mut().zip(data).for_each(|(o, &x)| *o = T::from_f32(x));
         }
+        if let Device::Cuda(n) = *device {
+            return cuda::transfer::from_f32(cuda::gpu(n)?, dtype, shape, data);
+        }
         match dtype {
             DType::F32 => Tensor::build::<f32>(device, shape, |out| out.copy_from_slice(data)),
             DType::BF16 => Tensor::build::<bf16>(device, shape, |out| fill(out, data)),
@@ -161,6 +164,9 @@ impl Tensor {
                 format!("as many as {shape:?} holds"),
             ));
         }
+        if let Device::Cuda(n) = *device {
+            return cuda::transfer::from_bits(cuda::gpu(n)?, DType::BF16, shape, bits);
+        }
         Tensor::build::<bf16>(device, shape, |out| {
             out.iter_mut().zip(bits).for_each(|(o, &x)| *o = bf16::from_bits(x));
         })
@@ -172,33 +178,70 @@ impl Tensor {
     /// Memory runs out.
     pub fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Result<Tensor> {
         let bytes = elements("zeros", shape)? * dtype.bytes();
+        if let Device::Cuda(n) = *device {
+            return cuda::transfer::zeros(cuda::gpu(n)?, dtype, shape);
+        }
         let block = Block::new(bytes)?;
         // SAFETY: the block has at least `bytes` bytes and no other owner.
         unsafe { std::ptr::write_bytes(block.as_ptr(), 0, bytes) };
-        Ok(Tensor { shape: shape.to_vec(), dtype, device: *device, storage: Arc::new(block), offset: 0 })
+        Ok(Tensor::of(*device, dtype, shape, Storage::Cpu(block)))
     }
 
-    /// Allocates a tensor of type `T` and lets `fill` write all of it.
+    /// A tensor over memory that holds its numbers.
+    pub(crate) fn of(device: Device, dtype: DType, shape: &[usize], storage: Storage) -> Tensor {
+        Tensor { shape: shape.to_vec(), dtype, device, storage: Arc::new(storage), offset: 0 }
+    }
+
+    /// Allocates a tensor of type `T` on the CPU and lets `fill` write all of it.
     pub(crate) fn build<T: Element>(device: &Device, shape: &[usize], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
         let count = elements("allocation", shape)?;
         let block = Block::new(count * size_of::<T>())?;
         // SAFETY: the block is large enough, aligned for every element type, initialised, and not shared yet.
         fill(unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<T>(), count) });
-        Ok(Tensor { shape: shape.to_vec(), dtype: T::DTYPE, device: *device, storage: Arc::new(block), offset: 0 })
+        Ok(Tensor::of(*device, T::DTYPE, shape, Storage::Cpu(block)))
     }
 
-    /// The elements; the type must be the tensor's.
+    /// The elements of a tensor on the CPU; the type must be the tensor's.
     pub(crate) fn data<T: Element>(&self) -> &[T] {
         assert_eq!(T::DTYPE, self.dtype, "operators check element types before they read");
+        let Storage::Cpu(block) = &*self.storage else { unreachable!("operators check devices before they read") };
         // SAFETY: the block is initialised, aligned and outlives `self`; construction checked the range.
-        unsafe { std::slice::from_raw_parts(self.storage.as_ptr().cast::<T>().add(self.offset), self.len()) }
+        unsafe { std::slice::from_raw_parts(block.as_ptr().cast::<T>().add(self.offset), self.len()) }
+    }
+
+    /// Where the numbers of a tensor on a GPU begin, and the GPU; none on the CPU.
+    pub(crate) fn on_gpu(&self) -> Option<(&'static cuda::Gpu, u64)> {
+        match &*self.storage {
+            Storage::Cpu(_) => None,
+            Storage::Cuda(buffer) => Some((buffer.gpu(), buffer.address() + (self.offset * self.dtype.bytes()) as u64)),
+        }
+    }
+
+    /// The same numbers on another device; the same tensor where the device is the same.
+    ///
+    /// # Errors
+    /// Memory runs out, or the device cannot be used.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        if *device == self.device {
+            return Ok(self.clone());
+        }
+        match (self.dtype, device) {
+            (DType::BF16, Device::Cuda(n)) if self.device == Device::Cpu => {
+                let bits: Vec<u16> = self.data::<bf16>().iter().map(|x| x.to_bits()).collect();
+                cuda::transfer::from_bits(cuda::gpu(*n)?, DType::BF16, &self.shape, &bits)
+            }
+            _ => Tensor::from_f32(device, self.dtype, &self.shape, &self.to_vec_f32()?),
+        }
     }
 
     /// The elements as f32, on the host.
     ///
     /// # Errors
-    /// None on the CPU.
+    /// None on the CPU; on a GPU whatever failed before, as this waits for all that was asked of it.
     pub fn to_vec_f32(&self) -> Result<Vec<f32>> {
+        if self.on_gpu().is_some() {
+            return cuda::transfer::to_vec_f32(self);
+        }
         Ok(match self.dtype {
             DType::F32 => self.data::<f32>().to_vec(),
             DType::BF16 => self.data::<bf16>().iter().map(|x| Element::to_f32(*x)).collect(),
@@ -213,6 +256,9 @@ impl Tensor {
     pub fn cast(&self, dtype: DType) -> Result<Tensor> {
         if dtype == self.dtype {
             return Ok(self.clone());
+        }
+        if self.on_gpu().is_some() {
+            return cuda::elementwise::cast(self, dtype);
         }
         if let (DType::BF16, DType::F32) = (self.dtype, dtype) {
             return Tensor::build::<f32>(&self.device, &self.shape, |out| {

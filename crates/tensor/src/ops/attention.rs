@@ -1,9 +1,9 @@
 //! Attention with an optional second branch.
 
-use super::linear::same_dtype;
+use super::linear::same_kind;
 use crate::cpu::attention::{Columns, PackedKeys, forward};
 use crate::tensor::by_dtype;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor, cuda};
 
 /// Keys and values of one branch, `[b, m, heads * d]` each.
 #[derive(Clone, Copy)]
@@ -17,11 +17,18 @@ pub struct KeyValue<'a> {
 /// Keys and values in the layout of the device's product: packed once where they are used often, as those of text and
 /// identity are, which do not change between the steps.
 pub struct PackedKeyValue {
-    packed: PackedKeys,
+    packed: Packed,
     /// Pictures, keys, width.
     shape: [usize; 3],
     heads: usize,
     dtype: DType,
+    device: Device,
+}
+
+/// Keys and values as the device's product takes them.
+enum Packed {
+    Cpu(PackedKeys),
+    Cuda(cuda::attention::Keys),
 }
 
 impl std::fmt::Debug for PackedKeyValue {
@@ -43,7 +50,7 @@ impl PackedKeyValue {
         if kv.v.shape() != kv.k.shape() {
             return Err(Error::shape("attention", "the values", kv.v.shape(), "the keys' shape"));
         }
-        same_dtype("attention", "the values", kv.v, kv.k.dtype())?;
+        same_kind("attention", "the values", kv.v, kv.k.dtype(), *kv.k.device())?;
         PackedKeyValue::pack(Columns::all(kv.k), Columns::all(kv.v), [b, m, width], heads)
     }
 
@@ -52,9 +59,14 @@ impl PackedKeyValue {
         if heads == 0 || !width.is_multiple_of(heads) || width == 0 {
             return Err(Error::argument("attention", format!("{heads} heads do not divide a width of {width}")));
         }
-        let dtype = k.tensor.dtype();
-        let packed = by_dtype!("attention", "the keys", dtype, T => PackedKeys::new::<T>(k, v, heads))?;
-        Ok(PackedKeyValue { packed, shape, heads, dtype })
+        let (dtype, device) = (k.tensor.dtype(), *k.tensor.device());
+        let packed = match device {
+            Device::Cpu => {
+                Packed::Cpu(by_dtype!("attention", "the keys", dtype, T => PackedKeys::new::<T>(k, v, heads))?)
+            }
+            Device::Cuda(_) => Packed::Cuda(cuda::attention::Keys::new(k, v)),
+        };
+        Ok(PackedKeyValue { packed, shape, heads, dtype, device })
     }
 
     /// Pictures, keys and width.
@@ -135,12 +147,23 @@ fn run(
             let expected = format!("[{b}, {m}, {}] in {} heads, as the queries are", q.width, kv.heads);
             return Err(Error::shape("attention", "the keys", &branch.shape, expected));
         }
-        same_dtype("attention", "the queries", q.tensor, branch.dtype)?;
+        same_kind("attention", "the queries", q.tensor, branch.dtype, branch.device)?;
     }
     if causal && kv.shape[1] != n {
         let expected = format!("{n} keys, as many as queries, under a causal mask");
         return Err(Error::shape("attention", "the keys", &kv.shape, expected));
     }
-    let second = second.map(|(second, weight)| (&second.packed, weight));
-    by_dtype!("attention", "the queries", kv.dtype, T => forward::<T>(q, &kv.packed, kv.heads, scale, causal, second))
+    match (&kv.packed, second.map(|(second, weight)| (&second.packed, weight))) {
+        (Packed::Cpu(keys), None) => {
+            by_dtype!("attention", "the queries", kv.dtype, T => forward::<T>(q, keys, kv.heads, scale, causal, None))
+        }
+        (Packed::Cpu(keys), Some((Packed::Cpu(more), weight))) => {
+            by_dtype!("attention", "the queries", kv.dtype, T => forward::<T>(q, keys, kv.heads, scale, causal, Some((more, weight))))
+        }
+        (Packed::Cuda(keys), None) => cuda::attention::forward(q, keys, kv.heads, scale, causal, None),
+        (Packed::Cuda(keys), Some((Packed::Cuda(more), weight))) => {
+            cuda::attention::forward(q, keys, kv.heads, scale, causal, Some((more, weight)))
+        }
+        _ => Err(Error::argument("attention", "the two branches lie on two devices; move one")),
+    }
 }

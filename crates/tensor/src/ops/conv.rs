@@ -1,10 +1,9 @@
 //! Convolution over NHWC pictures with its epilogues.
 
 use super::Activation;
-use super::linear::{bias_of, same_dtype};
-use crate::cpu::gemm::PackedColumns;
+use super::linear::{Packed, check_bias, same_kind};
 use crate::tensor::by_dtype;
-use crate::{DType, Error, Result, Tensor, cpu};
+use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
 
 /// Stride and zero padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +45,11 @@ pub struct Fused<'a> {
 
 /// A convolution whose weight was packed for the device's product. The tensor it came from may be dropped.
 pub struct Conv2d {
-    packed: PackedColumns,
-    bias: Option<Vec<f32>>,
+    packed: Packed,
+    device: Device,
     dtype: DType,
     in_channels: usize,
+    out_channels: usize,
     kernel: [usize; 2],
     options: ConvOptions,
 }
@@ -66,9 +66,17 @@ impl Conv2d {
         if weight.is_empty() || options.stride == 0 {
             return Err(Error::shape("conv2d", "the weight", weight.shape(), "sizes and a stride of at least one"));
         }
-        let bias = bias_of("conv2d", bias, n)?;
-        let packed = by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight))?;
-        Ok(Conv2d { packed, bias, dtype: weight.dtype(), in_channels: c, kernel: [kh, kw], options })
+        let device = *weight.device();
+        check_bias("conv2d", bias, n, device)?;
+        let packed = match device {
+            Device::Cpu => {
+                let packed = by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight))?;
+                Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
+            }
+            Device::Cuda(_) => Packed::Cuda(cuda::conv::pack(weight, bias)?),
+        };
+        let (kernel, dtype) = ([kh, kw], weight.dtype());
+        Ok(Conv2d { packed, device, dtype, in_channels: c, out_channels: n, kernel, options })
     }
 
     /// Channels of the input.
@@ -78,7 +86,7 @@ impl Conv2d {
 
     /// Channels of the output.
     pub fn out_channels(&self) -> usize {
-        self.packed.columns
+        self.out_channels
     }
 
     /// The element type in which the layer computes.
@@ -131,7 +139,7 @@ impl Conv2d {
             );
             return Err(Error::shape("conv2d", "the input", x.shape(), expected));
         }
-        same_dtype("conv2d", "the input", x, self.dtype)?;
+        same_kind("conv2d", "the input", x, self.dtype, self.device)?;
         let out = [(ph - self.kernel[0]) / self.options.stride + 1, (pw - self.kernel[1]) / self.options.stride + 1];
         if let Some(add) = fused.channel_add {
             if add.shape() != [b, self.out_channels()] {
@@ -142,15 +150,18 @@ impl Conv2d {
                     format!("[{b}, {}]", self.out_channels()),
                 ));
             }
-            same_dtype("conv2d", "the channel sum", add, self.dtype)?;
+            same_kind("conv2d", "the channel sum", add, self.dtype, self.device)?;
         }
         if let Some(r) = fused.residual {
             if r.shape() != [b, out[0], out[1], self.out_channels()] {
                 return Err(Error::shape("conv2d", "the residual", r.shape(), "the output's shape"));
             }
-            same_dtype("conv2d", "the residual", r, self.dtype)?;
+            same_kind("conv2d", "the residual", r, self.dtype, self.device)?;
         }
-        by_dtype!("conv2d", "the input", self.dtype, T => cpu::conv::forward::<T>(
-            x, &self.packed, self.bias.as_deref(), self.kernel, self.options, seen, out, fused))
+        match &self.packed {
+            Packed::Cpu(packed, bias) => by_dtype!("conv2d", "the input", self.dtype, T => cpu::conv::forward::<T>(
+                x, packed, bias.as_deref(), self.kernel, self.options, seen, out, fused)),
+            Packed::Cuda(layer) => cuda::conv::forward(x, layer, self.kernel, self.options, seen, out, fused),
+        }
     }
 }

@@ -3,26 +3,45 @@
 use super::Activation;
 use crate::cpu::gemm::PackedColumns;
 use crate::tensor::by_dtype;
-use crate::{DType, Error, Result, Tensor, cpu};
+use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
 
 /// A linear layer whose weight was packed for the device's product. The tensor it came from may be dropped.
 pub struct Linear {
-    packed: PackedColumns,
-    bias: Option<Vec<f32>>,
+    packed: Packed,
+    inputs: usize,
+    outputs: usize,
+    device: Device,
     dtype: DType,
 }
 
-/// Checks a bias of `n` numbers and brings it to f32, in which epilogues add it.
-pub(super) fn bias_of(op: &'static str, bias: Option<&Tensor>, n: usize) -> Result<Option<Vec<f32>>> {
+/// A layer's weight and bias as the device's product takes them.
+pub(super) enum Packed {
+    Cpu(PackedColumns, Option<Vec<f32>>),
+    Cuda(cuda::linear::Layer),
+}
+
+/// Checks a bias of `n` numbers.
+pub(super) fn check_bias(op: &'static str, bias: Option<&Tensor>, n: usize, device: Device) -> Result<()> {
     match bias {
         Some(b) if b.shape() != [n] => Err(Error::shape(op, "the bias", b.shape(), format!("[{n}]"))),
-        Some(b) => b.to_vec_f32().map(Some),
-        None => Ok(None),
+        Some(b) => same_device(op, "the bias", b, device),
+        None => Ok(()),
     }
 }
 
-/// Checks that `x` has the element type of the weights.
-pub(super) fn same_dtype(op: &'static str, what: &'static str, x: &Tensor, dtype: DType) -> Result<()> {
+/// Checks that `x` lies where the other operands do.
+pub(super) fn same_device(op: &'static str, what: &'static str, x: &Tensor, device: Device) -> Result<()> {
+    match *x.device() == device {
+        true => Ok(()),
+        false => {
+            Err(Error::argument(op, format!("{what} lies on {}, the other operands on {device}; move one", x.device())))
+        }
+    }
+}
+
+/// Checks that `x` has the element type of the other operands and lies where they do.
+pub(super) fn same_kind(op: &'static str, what: &'static str, x: &Tensor, dtype: DType, device: Device) -> Result<()> {
+    same_device(op, what, x, device)?;
     if x.dtype() == dtype {
         return Ok(());
     }
@@ -46,19 +65,26 @@ impl Linear {
         if n == 0 || k == 0 {
             return Err(Error::shape("linear", "the weight", weight.shape(), "at least one input and one output"));
         }
-        let bias = bias_of("linear", bias, n)?;
-        let packed = by_dtype!("linear", "the weight", weight.dtype(), T => cpu::linear::pack::<T>(weight))?;
-        Ok(Linear { packed, bias, dtype: weight.dtype() })
+        let device = *weight.device();
+        check_bias("linear", bias, n, device)?;
+        let packed = match device {
+            Device::Cpu => {
+                let packed = by_dtype!("linear", "the weight", weight.dtype(), T => cpu::linear::pack::<T>(weight))?;
+                Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
+            }
+            Device::Cuda(_) => Packed::Cuda(cuda::linear::Layer::new(weight, bias)?),
+        };
+        Ok(Linear { packed, inputs: k, outputs: n, device, dtype: weight.dtype() })
     }
 
     /// Width of the input.
     pub fn in_features(&self) -> usize {
-        self.packed.depth
+        self.inputs
     }
 
     /// Width of the output.
     pub fn out_features(&self) -> usize {
-        self.packed.columns
+        self.outputs
     }
 
     /// The element type in which the layer computes.
@@ -70,7 +96,7 @@ impl Linear {
         if x.last_dim() != self.in_features() || x.shape().is_empty() {
             return Err(Error::shape("linear", "the input", x.shape(), format!("[.., {}]", self.in_features())));
         }
-        same_dtype("linear", "the input", x, self.dtype)
+        same_kind("linear", "the input", x, self.dtype, self.device)
     }
 
     /// `x W^T + b`: `[.., in] -> [.., out]`.
@@ -91,9 +117,14 @@ impl Linear {
             if r.len() != x.len() / self.in_features() * self.out_features() || r.last_dim() != self.out_features() {
                 return Err(Error::shape("linear", "the residual", r.shape(), "the output's shape"));
             }
-            same_dtype("linear", "the residual", r, self.dtype)?;
+            same_kind("linear", "the residual", r, self.dtype, self.device)?;
         }
-        by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward::<T>(x, &self.packed, self.bias.as_deref(), activation, residual))
+        match &self.packed {
+            Packed::Cpu(packed, bias) => {
+                by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward::<T>(x, packed, bias.as_deref(), activation, residual))
+            }
+            Packed::Cuda(layer) => cuda::linear::forward(x, layer, activation, residual),
+        }
     }
 
     /// As [`Linear::forward`] on two inputs joined along the last dimension, which are not copied together:
@@ -107,9 +138,15 @@ impl Linear {
             let expected = format!("{:?} but for the channels, {} together", a.shape(), self.in_features());
             return Err(Error::shape("linear", "the second input", b.shape(), expected));
         }
-        same_dtype("linear", "the input", a, self.dtype)?;
-        same_dtype("linear", "the second input", b, self.dtype)?;
-        by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward_joined::<T>([a, b], &self.packed, self.bias.as_deref()))
+        same_kind("linear", "the input", a, self.dtype, self.device)?;
+        same_kind("linear", "the second input", b, self.dtype, self.device)?;
+        match &self.packed {
+            Packed::Cpu(packed, bias) => by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward_joined::<T>([a, b], packed, bias.as_deref())),
+            // One more copy at the speed of memory, where two products would read and write the result twice.
+            Packed::Cuda(layer) => {
+                cuda::linear::forward(&super::concat_last(&[a, b])?, layer, Activation::None, None)
+            }
+        }
     }
 
     /// Gated GELU (Shazeer 2020): the first half of the outputs times GELU of the second, `[.., in] -> [.., out / 2]`.
@@ -126,6 +163,11 @@ impl Linear {
                 "an even number of outputs",
             ));
         }
-        by_dtype!("geglu", "the input", self.dtype, T => cpu::linear::forward_geglu::<T>(x, &self.packed, self.bias.as_deref()))
+        match &self.packed {
+            Packed::Cpu(packed, bias) => {
+                by_dtype!("geglu", "the input", self.dtype, T => cpu::linear::forward_geglu::<T>(x, packed, bias.as_deref()))
+            }
+            Packed::Cuda(layer) => cuda::linear::forward_geglu(x, layer),
+        }
     }
 }

@@ -1,15 +1,17 @@
 //! Normalisation.
 
 use super::Activation;
-use super::linear::same_dtype;
+use super::linear::{same_device, same_kind};
 use crate::tensor::by_dtype;
-use crate::{Error, Result, Tensor, cpu};
+use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
 
-fn channels(op: &'static str, what: &'static str, t: &Tensor, c: usize) -> Result<Vec<f32>> {
+/// Checks that `t` holds `c` numbers and lies where `x` does, and brings it to f32.
+fn channels(op: &'static str, what: &'static str, t: &Tensor, x: &Tensor, c: usize) -> Result<Tensor> {
     if t.shape() != [c] {
         return Err(Error::shape(op, what, t.shape(), format!("[{c}]")));
     }
-    t.to_vec_f32()
+    same_device(op, what, t, *x.device())?;
+    t.cast(DType::F32)
 }
 
 /// Group normalisation (Wu and He 2018) over `[b, h, w, c]` or `[b, n, c]`, then an activation.
@@ -44,7 +46,7 @@ pub fn group_norm_joined(
         let expected = format!("{:?} but for the channels", x.shape());
         return Err(Error::shape("group_norm", "the second input", y.shape(), expected));
     }
-    same_dtype("group_norm", "the second input", y, x.dtype())?;
+    same_kind("group_norm", "the second input", y, x.dtype(), *x.device())?;
     group_norm_of(&[x, y], groups, weight, bias, eps, activation)
 }
 
@@ -64,8 +66,11 @@ fn group_norm_of(
     if groups == 0 || !usize::is_multiple_of(c, groups) {
         return Err(Error::argument("group_norm", format!("{groups} groups do not divide {c} channels")));
     }
-    let (w, b) = (channels("group_norm", "the weight", weight, c)?, channels("group_norm", "the bias", bias, c)?);
-    by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(parts, groups, &w, &b, eps, activation))
+    let (w, b) = (channels("group_norm", "the weight", weight, x, c)?, channels("group_norm", "the bias", bias, x, c)?);
+    match x.device() {
+        Device::Cpu => by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(parts, groups, w.data(), b.data(), eps, activation)),
+        Device::Cuda(_) => cuda::norm::group_norm(parts, groups, &w, &b, eps, activation),
+    }
 }
 
 /// Layer normalisation (Ba et al. 2016) over the last dimension.
@@ -77,7 +82,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) 
     if x.is_empty() {
         return Err(Error::shape("layer_norm", "the input", x.shape(), "[.., c]"));
     }
-    let w = channels("layer_norm", "the weight", weight, c)?;
-    let b = bias.map(|b| channels("layer_norm", "the bias", b, c)).transpose()?;
-    by_dtype!("layer_norm", "the input", x.dtype(), T => cpu::norm::layer_norm::<T>(x, &w, b.as_deref(), eps))
+    let w = channels("layer_norm", "the weight", weight, x, c)?;
+    let b = bias.map(|b| channels("layer_norm", "the bias", b, x, c)).transpose()?;
+    match x.device() {
+        Device::Cpu => by_dtype!("layer_norm", "the input", x.dtype(), T => cpu::norm::layer_norm::<T>(x, w.data(), b.as_ref().map(Tensor::data), eps)),
+        Device::Cuda(_) => cuda::norm::layer_norm(x, &w, b.as_ref(), eps),
+    }
 }

@@ -1,8 +1,8 @@
 //! Moving elements.
 
-use super::linear::same_dtype;
+use super::linear::same_kind;
 use crate::tensor::{by_dtype, elements};
-use crate::{Error, Result, Tensor, cpu};
+use crate::{Device, Error, Result, Tensor, cpu, cuda};
 
 fn concat(op: &'static str, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
     let Some(first) = parts.first() else {
@@ -23,12 +23,15 @@ fn concat(op: &'static str, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
                 format!("{:?} but for dimension {axis}", first.shape()),
             ));
         }
-        same_dtype(op, "a part", part, first.dtype())?;
+        same_kind(op, "a part", part, first.dtype(), *first.device())?;
         shape[axis] += part.dim(axis);
     }
     elements(op, &shape)?;
     let outer = shape[..axis].iter().product();
-    by_dtype!(op, "the parts", first.dtype(), T => cpu::shape::concat::<T>(parts, &shape, outer))
+    match first.device() {
+        Device::Cpu => by_dtype!(op, "the parts", first.dtype(), T => cpu::shape::concat::<T>(parts, &shape, outer)),
+        Device::Cuda(_) => cuda::shape::concat(parts, &shape, outer),
+    }
 }
 
 /// Joins along the last dimension (channels).
@@ -64,7 +67,10 @@ pub fn slice_last(x: &Tensor, start: usize, width: usize) -> Result<Tensor> {
     if start.checked_add(width).is_none_or(|end| end > x.last_dim()) {
         return Err(Error::argument("slice", format!("channels {start}+{width} of {} do not exist", x.last_dim())));
     }
-    by_dtype!("slice", "the input", x.dtype(), T => cpu::shape::slice_last::<T>(x, start, width))
+    match x.device() {
+        Device::Cpu => by_dtype!("slice", "the input", x.dtype(), T => cpu::shape::slice_last::<T>(x, start, width)),
+        Device::Cuda(_) => cuda::shape::slice_last(x, start, width),
+    }
 }
 
 /// Splits the last dimension into equal parts.
@@ -91,7 +97,10 @@ pub fn crop(x: &Tensor, y: usize, x0: usize, h: usize, w: usize) -> Result<Tenso
             format!("a window of {h}x{w} at ({y}, {x0}) leaves a picture of {ih}x{iw}"),
         ));
     }
-    by_dtype!("crop", "the input", x.dtype(), T => cpu::shape::crop::<T>(x, [y, x0, h, w]))
+    match x.device() {
+        Device::Cpu => by_dtype!("crop", "the input", x.dtype(), T => cpu::shape::crop::<T>(x, [y, x0, h, w])),
+        Device::Cuda(_) => cuda::shape::crop(x, [y, x0, h, w]),
+    }
 }
 
 /// Nearest-neighbour resizing of `[b, h, w, c]`, with torch's choice of source pixels.
@@ -104,7 +113,10 @@ pub fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
         return Err(Error::shape("upsample", "the input", x.shape(), "a picture that is not empty"));
     }
     elements("upsample", &[b, h, w, c])?;
-    by_dtype!("upsample", "the input", x.dtype(), T => cpu::shape::upsample_nearest::<T>(x, h, w))
+    match x.device() {
+        Device::Cpu => by_dtype!("upsample", "the input", x.dtype(), T => cpu::shape::upsample_nearest::<T>(x, h, w)),
+        Device::Cuda(_) => cuda::shape::upsample_nearest(x, h, w),
+    }
 }
 
 /// Rows `ids` of a table `[v, c]`: `[n, c]`.
@@ -118,7 +130,10 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= v) {
         return Err(Error::argument("embedding", format!("id {id} is beyond a table of {v} rows")));
     }
-    by_dtype!("embedding", "the table", table.dtype(), T => cpu::shape::embedding::<T>(table, ids))
+    match table.device() {
+        Device::Cpu => by_dtype!("embedding", "the table", table.dtype(), T => cpu::shape::embedding::<T>(table, ids)),
+        Device::Cuda(_) => cuda::shape::embedding(table, ids),
+    }
 }
 
 /// The tensor `times` times along its first dimension: `[b, ..] -> [times * b, ..]`.
@@ -132,5 +147,8 @@ pub fn repeat_rows(x: &Tensor, times: usize) -> Result<Tensor> {
     };
     *first = first.saturating_mul(times);
     elements("repeat", &shape)?;
-    by_dtype!("repeat", "the input", x.dtype(), T => cpu::shape::repeat::<T>(x, &shape))
+    match x.device() {
+        Device::Cpu => by_dtype!("repeat", "the input", x.dtype(), T => cpu::shape::repeat::<T>(x, &shape)),
+        Device::Cuda(_) => cuda::shape::repeat(x, &shape),
+    }
 }

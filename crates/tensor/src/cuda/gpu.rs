@@ -1,0 +1,252 @@
+//! One GPU: its context, its stream, and launching kernels on it.
+
+use super::kernels::Kernels;
+use super::linear::Blas;
+use super::memory::Pool;
+use super::{conv::Dnn, libraries};
+use crate::{Device, Error, Result};
+use cudarc::driver::sys;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// An opened GPU. Opened once and kept for the life of the process: tensors may outlive every other owner.
+pub(crate) struct Gpu {
+    pub(crate) index: usize,
+    pub(crate) name: String,
+    /// Compute capability, 90 for Hopper.
+    pub(super) arch: i32,
+    pub(super) multiprocessors: i32,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    pub(super) pool: Mutex<Pool>,
+    pub(super) kernels: Kernels,
+    /// cuBLASLt and cuDNN, where they are found.
+    pub(super) blas: Option<Mutex<Blas>>,
+    pub(super) dnn: Option<Mutex<Dnn>>,
+}
+
+// SAFETY: contexts and streams may be used from any thread that made the context current, which `bind` does; everything
+// else that changes is behind a lock.
+unsafe impl Send for Gpu {}
+unsafe impl Sync for Gpu {}
+
+/// Opened GPUs by number.
+static OPENED: Mutex<BTreeMap<usize, &'static Gpu>> = Mutex::new(BTreeMap::new());
+
+thread_local! {
+    /// The GPU whose context is current in this thread.
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// A lock whose holder cannot have left half a change behind.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the driver says about a result; none where it is success.
+fn complaint(result: sys::CUresult) -> Option<String> {
+    if result == sys::CUresult::CUDA_SUCCESS {
+        return None;
+    }
+    let mut text = std::ptr::null();
+    // SAFETY: the driver library is loaded, as it gave the result; the text it points to is static.
+    let said = unsafe {
+        let found = sys::cuGetErrorString(result, &mut text) == sys::CUresult::CUDA_SUCCESS && !text.is_null();
+        found.then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+    };
+    Some(said.unwrap_or_else(|| format!("{result:?}")))
+}
+
+/// How many GPUs the driver shows; 0 where there is none or no driver.
+pub(crate) fn count() -> usize {
+    devices().unwrap_or(0)
+}
+
+/// Starts the driver and counts its devices.
+fn devices() -> std::result::Result<usize, String> {
+    libraries::driver()?;
+    let mut count = 0;
+    // SAFETY: the driver library is there; initialising it again has no effect.
+    let failed = unsafe { complaint(sys::cuInit(0)).or_else(|| complaint(sys::cuDeviceGetCount(&mut count))) };
+    match failed {
+        None => Ok(count.max(0) as usize),
+        Some(said) => Err(format!(
+            "the NVIDIA driver does not start ({said}); `nvidia-smi` tells more, and the CPU works without it"
+        )),
+    }
+}
+
+/// The GPU of a number, opened at its first use.
+pub(crate) fn gpu(index: usize) -> Result<&'static Gpu> {
+    let mut opened = lock(&OPENED);
+    if let Some(gpu) = opened.get(&index) {
+        return Ok(gpu);
+    }
+    let missing = |reason: String| Error::NoDevice { device: Device::Cuda(index).to_string(), reason };
+    let there = devices().map_err(missing)?;
+    if index >= there {
+        return Err(missing(match there {
+            0 => "the NVIDIA driver shows no GPU; choose the CPU".into(),
+            1 => "there is one GPU, cuda:0".into(),
+            _ => format!("there are {there} GPUs, cuda:0 to cuda:{}", there - 1),
+        }));
+    }
+    libraries::compiler().map_err(missing)?;
+    let gpu: &'static Gpu = Box::leak(Box::new(Gpu::open(index)?));
+    opened.insert(index, gpu);
+    drop(opened);
+    Ok(gpu)
+}
+
+/// A kernel's argument: its bytes are copied when the kernel is launched.
+pub(super) trait Argument {
+    fn address(&self) -> *mut c_void {
+        std::ptr::from_ref(self).cast::<c_void>().cast_mut()
+    }
+}
+impl Argument for u64 {}
+impl Argument for i64 {}
+impl Argument for i32 {}
+impl Argument for f32 {}
+impl<const N: usize> Argument for [u64; N] {}
+impl<const N: usize> Argument for [f32; N] {}
+impl<const N: usize> Argument for [i32; N] {}
+
+impl Gpu {
+    fn open(index: usize) -> Result<Gpu> {
+        let failed = |said: String| Error::NoDevice { device: Device::Cuda(index).to_string(), reason: said };
+        let check = |result| complaint(result).map_or(Ok(()), |said| Err(failed(said)));
+        let (mut device, mut context, mut stream) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+        let mut name = [0 as std::ffi::c_char; 256];
+        // SAFETY: the driver is started and `index` is one of its devices; all results go to places of the right type.
+        unsafe {
+            check(sys::cuDeviceGet(&mut device, index as i32))?;
+            check(sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device))?;
+            check(sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
+            check(sys::cuCtxSetCurrent(context))?;
+            check(sys::cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32))?;
+        }
+        CURRENT.set(Some(index));
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: as above.
+            check(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }).map(|()| value)
+        };
+        use sys::CUdevice_attribute as A;
+        let arch = 10 * attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
+            + attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if arch < 70 {
+            return Err(failed(format!(
+                "its compute capability is {}.{}, and 7.0 (Volta, 2017) is the oldest that works; choose the CPU",
+                arch / 10,
+                arch % 10
+            )));
+        }
+        // SAFETY: the driver wrote a text with its end into the larger array.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        Ok(Gpu {
+            index,
+            name,
+            arch,
+            multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            context,
+            stream,
+            pool: Mutex::default(),
+            kernels: Kernels::default(),
+            blas: Blas::open(stream).map(Mutex::new),
+            dnn: Dnn::open(stream).map(Mutex::new),
+        })
+    }
+
+    /// The device's name as users write it.
+    pub(super) fn device(&self) -> Device {
+        Device::Cuda(self.index)
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// An error of this device.
+    pub(super) fn failed(&self, doing: &str, reason: impl Into<String>) -> Error {
+        Error::Failed { device: self.device().to_string(), doing: doing.into(), reason: reason.into() }
+    }
+
+    /// Turns a driver's result into an error of this device.
+    pub(super) fn check(&self, doing: &str, result: sys::CUresult) -> Result<()> {
+        match complaint(result) {
+            None => Ok(()),
+            Some(said) => Err(self.failed(doing, format!("{said}; after such an error only a new process can use it"))),
+        }
+    }
+
+    /// Makes this GPU's context the thread's.
+    pub(super) fn bind(&self) -> Result<()> {
+        if CURRENT.get() != Some(self.index) {
+            // SAFETY: the context lives as long as the process.
+            self.check("taking the device", unsafe { sys::cuCtxSetCurrent(self.context) })?;
+            CURRENT.set(Some(self.index));
+        }
+        Ok(())
+    }
+
+    /// Waits for all that was asked of this GPU.
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as the process.
+        self.check("the work", unsafe { sys::cuStreamSynchronize(self.stream) })
+    }
+
+    /// Bytes free and in all.
+    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both places are of the right type.
+        self.check("reading its memory's size", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free, total))
+    }
+
+    /// Launches a kernel.
+    ///
+    /// # Safety
+    /// The arguments are of the kernel's own types and number, and the addresses among them are of this GPU and reach as
+    /// far as the kernel goes with this grid.
+    pub(super) unsafe fn launch(
+        &self,
+        doing: &'static str,
+        kernel: sys::CUfunction,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        arguments: &[&dyn Argument],
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        self.bind()?;
+        let mut addresses: [*mut c_void; 24] = [std::ptr::null_mut(); 24];
+        for (slot, argument) in addresses.iter_mut().zip(arguments) {
+            *slot = argument.address();
+        }
+        let [x, y, z] = grid;
+        // SAFETY: the caller vouches for the arguments, which the driver copies before it returns.
+        let result = unsafe {
+            sys::cuLaunchKernel(
+                kernel,
+                x,
+                y,
+                z,
+                threads,
+                1,
+                1,
+                shared,
+                self.stream,
+                addresses.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        self.check(doing, result)
+    }
+}

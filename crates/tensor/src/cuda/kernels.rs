@@ -1,0 +1,257 @@
+//! Own kernels: compiled by NVRTC for the card found at their first use, and kept on disk by content.
+
+use super::gpu::{Gpu, lock};
+use crate::{DType, Result};
+use cudarc::driver::sys;
+use cudarc::nvrtc::sys as nvrtc;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+
+/// A file of kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Family {
+    Attention,
+    Conv,
+    Elementwise,
+    Norm,
+    Shape,
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Family::Attention => "attention.cu",
+            Family::Conv => "conv.cu",
+            Family::Elementwise => "elementwise.cu",
+            Family::Norm => "norm.cu",
+            Family::Shape => "shape.cu",
+        }
+    }
+
+    /// The whole source: what all files share, then the file.
+    fn source(self, head: usize) -> String {
+        let own = match self {
+            Family::Attention => include_str!("../kernels/attention.cu"),
+            Family::Conv => include_str!("../kernels/conv.cu"),
+            Family::Elementwise => include_str!("../kernels/elementwise.cu"),
+            Family::Norm => include_str!("../kernels/norm.cu"),
+            Family::Shape => include_str!("../kernels/shape.cu"),
+        };
+        let head = if head == 0 { String::new() } else { format!("#define HEAD {head}\n") };
+        format!("{head}{}\n#line 1 \"{}\"\n{own}", include_str!("../kernels/common.cuh"), self.name())
+    }
+}
+
+/// A compiled file for one GPU; `head` is the width of an attention head where the file depends on it, else 0.
+type Unit = (Family, usize);
+
+/// The kernels of one GPU that were asked for so far.
+#[derive(Default)]
+pub(super) struct Kernels(Mutex<Loaded>);
+
+#[derive(Default)]
+struct Loaded {
+    units: HashMap<Unit, sys::CUmodule>,
+    functions: HashMap<(Unit, &'static str, Option<DType>), sys::CUfunction>,
+}
+
+// SAFETY: modules and functions are handles that any thread may use.
+unsafe impl Send for Loaded {}
+
+/// Where compiled kernels are kept.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the folder in which compiled kernels are kept from one process to the next; without it they are compiled in
+/// each. Only the first call of a process has an effect.
+pub fn set_kernel_cache(folder: &Path) {
+    // A second call meets the first one's folder.
+    let _ = FOLDER.set(folder.to_path_buf());
+}
+
+impl Gpu {
+    /// The kernel `{name}_{dtype}` of a family, or `name` alone where it has no element type.
+    pub(super) fn kernel(
+        &self,
+        family: Family,
+        name: &'static str,
+        dtype: impl Into<Option<DType>>,
+    ) -> Result<sys::CUfunction> {
+        self.kernel_for(family, 0, name, dtype.into(), 0)
+    }
+
+    /// As [`Gpu::kernel`], of a file that is compiled for each `head`; the kernel may take `shared` bytes of shared memory.
+    pub(super) fn kernel_for(
+        &self,
+        family: Family,
+        head: usize,
+        name: &'static str,
+        dtype: Option<DType>,
+        shared: usize,
+    ) -> Result<sys::CUfunction> {
+        let mut loaded = lock(&self.kernels.0);
+        let unit = (family, head);
+        if let Some(&function) = loaded.functions.get(&(unit, name, dtype)) {
+            return Ok(function);
+        }
+        self.bind()?;
+        let module = match loaded.units.get(&unit) {
+            Some(&module) => module,
+            None => {
+                let module = self.load(unit)?;
+                loaded.units.insert(unit, module);
+                module
+            }
+        };
+        let full = dtype.map_or(name.to_string(), |dtype| format!("{name}_{dtype}"));
+        let full = CString::new(full).map_err(|_| self.failed("naming a kernel", name))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is loaded for good, the name ends with zero, the result goes to a place of its type.
+        self.check(name, unsafe { sys::cuModuleGetFunction(&mut function, module, full.as_ptr()) })?;
+        if shared > 48 * 1024 {
+            let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function was just found.
+            self.check(name, unsafe { sys::cuFuncSetAttribute(function, which, shared as i32) })?;
+        }
+        loaded.functions.insert((unit, name, dtype), function);
+        Ok(function)
+    }
+
+    /// Loads a unit from the folder of compiled kernels, or compiles it and puts it there.
+    fn load(&self, (family, head): Unit) -> Result<sys::CUmodule> {
+        let source = family.source(head);
+        let options = options(self.arch);
+        let kept = FOLDER.get().map(|folder| folder.join(format!("{}.cubin", key(&source, &options))));
+        if let Some(image) = kept.as_deref().and_then(|path| std::fs::read(path).ok())
+            && let Ok(module) = self.module(&image)
+        {
+            return Ok(module);
+        }
+        let image = compile(&source, family.name(), &options)
+            .map_err(|said| self.failed(&format!("compiling {}", family.name()), said))?;
+        if let Some(path) = kept {
+            keep(&path, &image);
+        }
+        self.module(&image)
+    }
+
+    fn module(&self, image: &[u8]) -> Result<sys::CUmodule> {
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the driver checks the image; text images end with zero, as NVRTC gives them.
+        self.check("loading kernels", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+        Ok(module)
+    }
+}
+
+/// Options for a card: machine code where this NVRTC knows it, else an older form that the driver compiles.
+fn options(arch: i32) -> Vec<String> {
+    let mut known = 0;
+    // SAFETY: NVRTC is there, as opening the GPU checked; the list is as long as it says.
+    let list = unsafe {
+        nvrtc::nvrtcGetNumSupportedArchs(&mut known);
+        let mut list = vec![0; known.max(0) as usize];
+        if !list.is_empty() {
+            nvrtc::nvrtcGetSupportedArchs(list.as_mut_ptr());
+        }
+        list
+    };
+    let target = match list.iter().filter(|&&a| a <= arch).max() {
+        Some(&exact) if exact == arch => format!("sm_{arch}"),
+        Some(older) => format!("compute_{older}"),
+        None => format!("sm_{arch}"),
+    };
+    vec![format!("--gpu-architecture={target}"), "--std=c++17".into(), "--fmad=true".into()]
+}
+
+/// The name of a compiled file: a digest of everything that it depends on.
+fn key(source: &str, options: &[String]) -> String {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: as above; both places are of the right type.
+    unsafe { nvrtc::nvrtcVersion(&mut major, &mut minor) };
+    let mut digest = Sha256::new();
+    digest.update(format!("{major}.{minor} {options:?}\n{source}"));
+    digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes a compiled file beside its place and renames it; a folder that cannot be written costs only time.
+fn keep(path: &Path, image: &[u8]) {
+    let beside = path.with_extension(format!("{}.new", std::process::id()));
+    let written = path
+        .parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .and_then(|()| std::fs::write(&beside, image))
+        .and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+}
+
+/// Compiles a source to an image for the driver: machine code for `sm_*`, text for `compute_*`.
+pub(super) fn compile(source: &str, name: &str, options: &[String]) -> std::result::Result<Vec<u8>, String> {
+    let text = |s: &str| CString::new(s).map_err(|_| "a text holds a zero byte".to_string());
+    let (source, name) = (text(source)?, text(name)?);
+    let options: Vec<CString> = options.iter().map(|o| text(o)).collect::<std::result::Result<_, _>>()?;
+    let pointers: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
+    let machine_code = options.iter().any(|o| o.to_string_lossy().contains("=sm_"));
+    let mut program = std::ptr::null_mut();
+    let check = |result: nvrtc::nvrtcResult| match result {
+        nvrtc::nvrtcResult::NVRTC_SUCCESS => Ok(()),
+        other => Err(format!("NVRTC says {other:?}")),
+    };
+    // SAFETY: all texts end with zero and live to the end of this function; buffers are as long as NVRTC asked for.
+    unsafe {
+        let (none, no_names) = (std::ptr::null(), std::ptr::null());
+        check(nvrtc::nvrtcCreateProgram(&mut program, source.as_ptr(), name.as_ptr(), 0, none, no_names))?;
+        let compiled = nvrtc::nvrtcCompileProgram(program, pointers.len() as i32, pointers.as_ptr());
+        let image = if compiled == nvrtc::nvrtcResult::NVRTC_SUCCESS {
+            let mut size = 0;
+            let read = |size: &mut usize| match machine_code {
+                true => check(nvrtc::nvrtcGetCUBINSize(program, size)),
+                false => check(nvrtc::nvrtcGetPTXSize(program, size)),
+            };
+            read(&mut size).and_then(|()| {
+                let mut image = vec![0u8; size];
+                check(match machine_code {
+                    true => nvrtc::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()),
+                    false => nvrtc::nvrtcGetPTX(program, image.as_mut_ptr().cast()),
+                })
+                .map(|()| image)
+            })
+        } else {
+            let mut size = 0;
+            let mut log = Vec::new();
+            if nvrtc::nvrtcGetProgramLogSize(program, &mut size) == nvrtc::nvrtcResult::NVRTC_SUCCESS {
+                log.resize(size, 0u8);
+                nvrtc::nvrtcGetProgramLog(program, log.as_mut_ptr().cast());
+            }
+            Err(format!("{compiled:?}: {}", String::from_utf8_lossy(&log).trim_end_matches('\0')))
+        };
+        nvrtc::nvrtcDestroyProgram(&mut program);
+        image
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every kernel compiles for the oldest card with bf16 and for Hopper, where NVRTC is there; no GPU is needed.
+    #[test]
+    fn every_kernel_compiles() {
+        if crate::cuda::libraries::compiler().is_err() {
+            println!("NVRTC is not here; nothing was compiled");
+            return;
+        }
+        let plain = [Family::Conv, Family::Elementwise, Family::Norm, Family::Shape].map(|family| (family, 0));
+        let heads = crate::cuda::attention::HEADS.map(|head| (Family::Attention, head));
+        for (family, head) in plain.into_iter().chain(heads).chain([(Family::Attention, 0)]) {
+            for arch in ["sm_75", "sm_80", "sm_90", "compute_80"] {
+                let options = [format!("--gpu-architecture={arch}"), "--std=c++17".to_string()];
+                let image = compile(&family.source(head), family.name(), &options);
+                assert!(image.is_ok(), "{family:?} {head} for {arch}: {}", image.unwrap_err());
+            }
+        }
+    }
+}

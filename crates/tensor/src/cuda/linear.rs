@@ -1,0 +1,276 @@
+//! Linear layers on a GPU: cuBLASLt, with bias and residual in the product; own kernel for what it does not take.
+
+use super::elementwise::{Finish, finish, geglu};
+use super::gpu::{Gpu, lock};
+use super::{conv, fresh, libraries, place};
+use crate::ops::Activation;
+use crate::{DType, Result, Tensor};
+use cudarc::cublaslt::sys as lt;
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+/// A layer's weight `[out, in]`, and its bias in f32 and in the weight's type.
+pub(crate) struct Layer {
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Tensor>,
+    narrow: Option<Tensor>,
+}
+
+impl Layer {
+    /// Takes a weight and a bias as they are.
+    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Layer> {
+        let bias_in = |dtype| bias.map(|b| b.cast(dtype)).transpose();
+        Ok(Layer { weight: weight.clone(), bias: bias_in(DType::F32)?, narrow: bias_in(weight.dtype())? })
+    }
+
+    fn outputs(&self) -> usize {
+        self.weight.dim(0)
+    }
+}
+
+/// `activation(x W^T + bias) + residual` over the last dimension.
+pub(crate) fn forward(x: &Tensor, layer: &Layer, activation: Activation, residual: Option<&Tensor>) -> Result<Tensor> {
+    forward_with(x, layer, &Finish { bias: None, add: None, activation, residual })
+}
+
+/// As [`forward`], with all that may follow; the bias is the layer's.
+pub(super) fn forward_with(x: &Tensor, layer: &Layer, after: &Finish) -> Result<Tensor> {
+    let (gpu, _) = place(x)?;
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = layer.outputs();
+    }
+    let rows = x.len() / x.last_dim();
+    crate::meter::count(rows, x.last_dim(), layer.outputs());
+    let (out, _) = fresh(gpu, x.dtype(), &shape)?;
+    if out.is_empty() {
+        return Ok(out);
+    }
+    // The product itself can add the bias and, behind no activation, the residual.
+    let plain = after.activation == Activation::None && after.add.is_none();
+    let (bias, residual) = if plain { (layer.narrow.as_ref(), after.residual) } else { (None, None) };
+    if gpu.product(x, &layer.weight, rows, bias, residual, &out)? {
+        if !plain {
+            finish(&out, &Finish { bias: layer.bias.as_ref(), ..*after })?;
+        }
+        return Ok(out);
+    }
+    conv::own_product(x, layer, rows, after, &out)?;
+    Ok(out)
+}
+
+/// `(x W1^T + b1) * gelu(x W2^T + b2)` where the weight holds W1 above W2.
+pub(crate) fn forward_geglu(x: &Tensor, layer: &Layer) -> Result<Tensor> {
+    geglu(&forward(x, layer, Activation::None, None)?)
+}
+
+/// What tells one product from another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    rows: usize,
+    depth: usize,
+    columns: usize,
+    dtype: DType,
+    bias: bool,
+    residual: bool,
+    /// What all addresses are multiples of.
+    alignment: u32,
+}
+
+/// Descriptions and the algorithm of one product.
+struct Plan {
+    description: lt::cublasLtMatmulDesc_t,
+    weight: lt::cublasLtMatrixLayout_t,
+    input: lt::cublasLtMatrixLayout_t,
+    output: lt::cublasLtMatrixLayout_t,
+    algorithm: lt::cublasLtMatmulAlgo_t,
+}
+
+/// cuBLASLt on one GPU.
+pub(super) struct Blas {
+    handle: lt::cublasLtHandle_t,
+    /// Scratch memory of all products, which run one after the other.
+    workspace: u64,
+    stream: lt::cudaStream_t,
+    /// None: cuBLASLt does not take this product.
+    plans: HashMap<Key, Option<Plan>>,
+}
+
+// SAFETY: the handles may be used from any thread, one at a time, which the lock around this sees to.
+unsafe impl Send for Blas {}
+
+const WORKSPACE: usize = 32 << 20;
+
+fn ok(status: lt::cublasStatus_t) -> Option<()> {
+    (status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS).then_some(())
+}
+
+/// A number as the library reads attributes: by address and size.
+///
+/// # Safety
+/// `set` takes attributes of this type.
+unsafe fn attribute<T>(value: T, set: impl FnOnce(*const c_void, usize) -> lt::cublasStatus_t) -> Option<()> {
+    ok(set((&raw const value).cast(), size_of::<T>()))
+}
+
+impl Blas {
+    /// None where the library is not found or does not start.
+    pub(super) fn open(stream: sys::CUstream) -> Option<Blas> {
+        if !libraries::blas() {
+            return None;
+        }
+        let (mut handle, mut workspace) = (std::ptr::null_mut(), 0);
+        // SAFETY: a context is current; results go to places of their types.
+        unsafe {
+            ok(lt::cublasLtCreate(&mut handle))?;
+            if sys::cuMemAlloc_v2(&mut workspace, WORKSPACE) != sys::CUresult::CUDA_SUCCESS {
+                return None;
+            }
+        }
+        Some(Blas { handle, workspace, stream: stream.cast(), plans: HashMap::new() })
+    }
+
+    /// Describes a product and asks for its best algorithm.
+    fn plan(&self, key: Key) -> Option<Plan> {
+        use lt::cublasLtMatmulDescAttributes_t as D;
+        use lt::cublasLtMatmulPreferenceAttributes_t as P;
+        let kind = match key.dtype {
+            DType::F32 => lt::cudaDataType::CUDA_R_32F,
+            DType::F16 => lt::cudaDataType::CUDA_R_16F,
+            _ => lt::cudaDataType::CUDA_R_16BF,
+        };
+        let (rows, depth, columns) = (key.rows as u64, key.depth as u64, key.columns as u64);
+        // SAFETY: every attribute is of the type that its name stands for in the library's documentation; results go to
+        // places of their types. What was created stays for the life of the process or is leaked on failure, once.
+        unsafe {
+            let (mut description, mut preference) = (std::ptr::null_mut(), std::ptr::null_mut());
+            // The library's f32 product is exact f32; TF32 would have to be asked for.
+            let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+            ok(lt::cublasLtMatmulDescCreate(&mut description, compute, lt::cudaDataType::CUDA_R_32F))?;
+            let set = |what: D| {
+                move |value: *const c_void, size: usize| {
+                    lt::cublasLtMatmulDescSetAttribute(description, what, value, size)
+                }
+            };
+            // It counts by columns: y^T [n, rows] = (W^T)^T [n, k] x^T [k, rows].
+            attribute(1i32, set(D::CUBLASLT_MATMUL_DESC_TRANSA))?;
+            if key.bias {
+                attribute(
+                    lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32,
+                    set(D::CUBLASLT_MATMUL_DESC_EPILOGUE),
+                )?;
+            }
+            let layout = |height: u64, width: u64| {
+                let mut layout = std::ptr::null_mut();
+                ok(lt::cublasLtMatrixLayoutCreate(&mut layout, kind, height, width, height as i64)).map(|()| layout)
+            };
+            let (weight, input, output) = (layout(depth, columns)?, layout(depth, rows)?, layout(columns, rows)?);
+            ok(lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
+            let prefer = |what: P| {
+                move |value: *const c_void, size: usize| {
+                    lt::cublasLtMatmulPreferenceSetAttribute(preference, what, value, size)
+                }
+            };
+            attribute(WORKSPACE, prefer(P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES))?;
+            for side in [
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            ] {
+                attribute(key.alignment, prefer(side))?;
+            }
+            let mut found: lt::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
+            let mut count = 0;
+            let asked = lt::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                description,
+                weight,
+                input,
+                output,
+                output,
+                preference,
+                1,
+                &mut found,
+                &mut count,
+            );
+            lt::cublasLtMatmulPreferenceDestroy(preference);
+            ok(asked)?;
+            if count == 0 {
+                return None;
+            }
+            ok(found.state)?;
+            Some(Plan { description, weight, input, output, algorithm: found.algo })
+        }
+    }
+}
+
+impl Gpu {
+    /// `out = x W^T + bias + residual`; false where cuBLASLt is not there or does not take it, and nothing was done.
+    fn product(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        rows: usize,
+        bias: Option<&Tensor>,
+        residual: Option<&Tensor>,
+        out: &Tensor,
+    ) -> Result<bool> {
+        let Some(blas) = &self.blas else { return Ok(false) };
+        self.bind()?;
+        let ((_, a), (_, b), (_, d)) = (place(weight)?, place(x)?, place(out)?);
+        let bias = bias.map(|t| place(t).map(|(_, at)| at)).transpose()?;
+        let c = residual.map(|t| place(t).map(|(_, at)| at)).transpose()?;
+        let all = a | b | d | c.unwrap_or(0) | bias.unwrap_or(0);
+        let key = Key {
+            rows,
+            depth: x.last_dim(),
+            columns: weight.dim(0),
+            dtype: x.dtype(),
+            bias: bias.is_some(),
+            residual: c.is_some(),
+            alignment: 1 << all.trailing_zeros().min(8),
+        };
+        let mut blas = lock(blas);
+        if !blas.plans.contains_key(&key) {
+            let plan = blas.plan(key);
+            blas.plans.insert(key, plan);
+        }
+        let Some(Some(plan)) = blas.plans.get(&key) else { return Ok(false) };
+        let (one, zero) = (1f32, 0f32);
+        let beta = if c.is_some() { &one } else { &zero };
+        // SAFETY: the layouts were made from these tensors' sizes, which the caller compared; the workspace is as large
+        // as the preference said; products of this GPU run one after the other on its stream.
+        let done = unsafe {
+            let told = bias.is_none_or(|at| {
+                let what = lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+                attribute(at, |value, size| lt::cublasLtMatmulDescSetAttribute(plan.description, what, value, size))
+                    .is_some()
+            });
+            told && lt::cublasLtMatmul(
+                blas.handle,
+                plan.description,
+                (&raw const one).cast(),
+                a as *const c_void,
+                plan.weight,
+                b as *const c_void,
+                plan.input,
+                (&raw const *beta).cast(),
+                c.unwrap_or(d) as *const c_void,
+                plan.output,
+                d as *mut c_void,
+                plan.output,
+                &plan.algorithm,
+                blas.workspace as *mut c_void,
+                WORKSPACE,
+                blas.stream,
+            ) == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+        };
+        if !done {
+            // Refused after all; the own kernel takes it, now and later.
+            blas.plans.insert(key, None);
+        }
+        Ok(done)
+    }
+}

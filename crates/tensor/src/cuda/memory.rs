@@ -1,0 +1,120 @@
+//! A GPU's memory: blocks go back to a pool and are handed out again. All work runs in one order on one stream, so a
+//! block is free for the next owner as soon as its last user was launched, and a step in the steady state allocates
+//! nothing.
+
+use super::gpu::{Gpu, lock};
+use crate::storage::{MemoryUse, class};
+use crate::{Error, Result};
+use cudarc::driver::sys;
+use std::collections::BTreeMap;
+
+/// Blocks are at least this large, so that small ones share a class.
+const LEAST: usize = 512;
+
+/// A block of a GPU's memory, returned to the pool when dropped. Its content is what an earlier owner left.
+pub(crate) struct Buffer {
+    gpu: &'static Gpu,
+    address: u64,
+    bytes: usize,
+}
+
+/// Free blocks and what is counted.
+#[derive(Default)]
+pub(super) struct Pool {
+    /// By size; every list is non-empty.
+    free: BTreeMap<usize, Vec<u64>>,
+    free_bytes: usize,
+    used_bytes: usize,
+    peak_bytes: usize,
+}
+
+impl Pool {
+    fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
+        let (&size, list) = self.free.range_mut(bytes..=bytes + bytes / 8).next()?;
+        let address = list.pop()?;
+        if list.is_empty() {
+            self.free.remove(&size);
+        }
+        self.free_bytes -= size;
+        Some((address, size))
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.used_bytes += bytes;
+        self.peak_bytes = self.peak_bytes.max(self.used_bytes);
+    }
+}
+
+impl Gpu {
+    /// A block of at least `bytes` bytes.
+    pub(super) fn allocate(&'static self, bytes: usize) -> Result<Buffer> {
+        let wanted = class(bytes.max(LEAST));
+        let mut pool = lock(&self.pool);
+        let (address, bytes) = match pool.take(wanted) {
+            Some(found) => found,
+            None => (self.map(&mut pool, wanted)?, wanted),
+        };
+        pool.count(bytes);
+        Ok(Buffer { gpu: self, address, bytes })
+    }
+
+    /// New memory from the driver; gives the pool's back first where there is too little.
+    fn map(&self, pool: &mut Pool, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let mut address = 0;
+        // SAFETY: the result goes to a place of the right type.
+        let mut result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY && !pool.free.is_empty() {
+            self.synchronize()?;
+            pool.free_bytes = 0;
+            for block in std::mem::take(&mut pool.free).into_values().flatten() {
+                // SAFETY: the block came from the driver and has no owner; all work on it is done.
+                self.check("freeing memory", unsafe { sys::cuMemFree_v2(block) })?;
+            }
+            // SAFETY: as above.
+            result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        }
+        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (free, total) = self.memory().unwrap_or_default();
+            let megabytes = |bytes: usize| bytes / 1_000_000;
+            return Err(Error::OutOfMemory {
+                bytes,
+                device: self.device().to_string(),
+                advice: format!(
+                    "; of its {} MB, {} are in use here and {} are free. A smaller picture, fewer pictures at once, \
+                     f16 instead of f32 or the CPU need less",
+                    megabytes(total),
+                    megabytes(pool.used_bytes),
+                    megabytes(free)
+                ),
+            });
+        }
+        self.check("allocating memory", result)?;
+        Ok(address)
+    }
+
+    /// What the pool holds now.
+    pub(crate) fn memory_use(&self) -> MemoryUse {
+        let pool = lock(&self.pool);
+        MemoryUse { used: pool.used_bytes, free: pool.free_bytes, peak: pool.peak_bytes }
+    }
+}
+
+impl Buffer {
+    pub(crate) fn gpu(&self) -> &'static Gpu {
+        self.gpu
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut pool = lock(&self.gpu.pool);
+        pool.used_bytes -= self.bytes;
+        pool.free_bytes += self.bytes;
+        pool.free.entry(self.bytes).or_default().push(self.address);
+    }
+}

@@ -1,0 +1,67 @@
+// What all kernels share: element types, their conversion, activations. NVRTC gets no headers, so that nothing but its
+// library is needed; 16-bit types are their bits, converted by the card's own instructions.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+struct f16 { u16 bits; };
+struct bf16 { u16 bits; };
+
+#ifndef HOST_CHECK
+__device__ __forceinline__ float f16_to_float(u16 bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+__device__ __forceinline__ u16 float_to_f16(float x) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+#endif
+
+__device__ __forceinline__ u32 bits_of(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ float float_of(u32 bits) { return __uint_as_float(bits); }
+
+#ifndef INFINITY
+#define INFINITY float_of(0x7f800000u)
+#endif
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(f16 x) { return f16_to_float(x.bits); }
+__device__ __forceinline__ float to_float(bf16 x) { return float_of((u32)x.bits << 16); }
+
+// Rounded to nearest even.
+__device__ __forceinline__ void from_float(float x, float &out) { out = x; }
+__device__ __forceinline__ void from_float(float x, f16 &out) { out.bits = float_to_f16(x); }
+__device__ __forceinline__ void from_float(float x, bf16 &out) {
+    u32 bits = bits_of(x);
+    u32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    out.bits = (u16)(x != x ? (bits >> 16) | 0x40u : rounded);
+}
+
+// 16 bytes of numbers, read and written in one access.
+template <typename T> struct alignas(16) Pack { T x[16 / sizeof(T)]; };
+
+// As crate::ops::Activation, in its order.
+__device__ __forceinline__ float activate(float x, int which) {
+    switch (which) {
+    case 1: return x / (1.0f + expf(-x));
+    case 2: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case 3: return 0.5f * x * (1.0f + tanhf(0.7978846f * (x + 0.044715f * x * x * x)));
+    case 4: return x / (1.0f + expf(-1.702f * x));
+    case 5: return x > 0.0f || x != x ? x : 0.0f;
+    default: return x;
+    }
+}
+
+// A kernel for each element type: KERNELS(name, (parameters with T), (arguments)) over a template `name`.
+#define KERNELS(name, parameters, arguments)                                                                           \
+    KERNEL_OF(name, f32, float, parameters, arguments)                                                                 \
+    KERNEL_OF(name, f16, f16, parameters, arguments)                                                                   \
+    KERNEL_OF(name, bf16, bf16, parameters, arguments)
+#define KERNEL_OF(name, suffix, type, parameters, arguments)                                                           \
+    extern "C" __global__ void name##_##suffix parameters(type) { name<type> arguments; }
