@@ -199,21 +199,13 @@ fn size(request: &Request, stack: &Stack, subject: Option<&Subject>) -> Result<(
     Ok((width, height))
 }
 
-fn compute(request: &Request, stack: &Stack) -> Result<Compute> {
-    let device = match request.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Cuda(n) => {
-            return Error::refused(format!("--device cuda:{n} is not supported by this build; use auto or cpu"));
-        }
-    };
-    let dtype = match request.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-        Precision::F16 => return Error::refused("--precision f16 needs a GPU; on the CPU use auto, f32 or bf16"),
-        Precision::Auto if stack.parameters(request.wants_identity()) <= SMALL => DType::F32,
-        Precision::Auto => DType::BF16,
-    };
-    Ok(Compute { device, dtype })
+/// Device and numbers, and a sentence about them for the user.
+fn compute(request: &Request, stack: &Stack) -> Result<(Compute, Option<String>)> {
+    let parameters = stack.parameters(request.wants_identity());
+    let bytes = if request.precision == Precision::F32 { 4 } else { 2 };
+    let (device, note) = device::choose(request.device, parameters as u64 * bytes)?;
+    let dtype = device::dtype(request.precision, device, parameters <= SMALL)?;
+    Ok((Compute { device, dtype }, note))
 }
 
 /// A seed below 2^32, as other programs draw them and accept them back.

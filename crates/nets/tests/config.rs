@@ -8,7 +8,7 @@ use common::*;
 use nets::*;
 use serde_json::{Value, json};
 use std::io::Write;
-use tensor::{DType, Device, Tensor};
+use tensor::{DType, Tensor};
 use weights::Weights;
 
 /// What differs from diffusers' defaults in published files, with the fields that users' files always have.
@@ -150,7 +150,7 @@ fn tensors_tell_a_unet() {
             *heads = known;
         }
         assert_eq!(told, given, "{name}");
-        let unet = UNet::load(&f.scope(), &told, &Device::Cpu, DType::F32).unwrap();
+        let unet = UNet::load(&f.scope(), &told, &device(), DType::F32).unwrap();
         f.agrees("sample", &unet_sample(&f, &unet), DType::F32, 1e-4);
     }
 }
@@ -258,7 +258,7 @@ fn hostile_values_give_errors() {
         json!(null),
         json!([65536, 65536, 65536, 65536]),
     ];
-    let cpu = Device::Cpu;
+    let device = device();
     let each = |names: &[&'static str], read: &dyn Fn(&Fixture, &Value)| {
         for f in names.iter().map(|name| Fixture::open(name)) {
             for field in f.config.as_object().unwrap().keys() {
@@ -267,29 +267,29 @@ fn hostile_values_give_errors() {
         }
     };
     each(&["unet_sdxl_a", "unet_sd15"], &|f, config| {
-        let _ = UNetConfig::from_json(config).and_then(|config| UNet::load(&f.scope(), &config, &cpu, DType::F32));
+        let _ = UNetConfig::from_json(config).and_then(|config| UNet::load(&f.scope(), &config, &device, DType::F32));
     });
     each(&["controlnet_sdxl", "controlnet_sd15"], &|f, config| {
         let config = ControlNetConfig::from_json(config);
-        let _ = config.and_then(|config| ControlNet::load(&f.scope(), &config, &cpu, DType::F32));
+        let _ = config.and_then(|config| ControlNet::load(&f.scope(), &config, &device, DType::F32));
     });
     each(&["vae_plain", "vae_sdxl"], &|f, config| {
         if let Ok(net) =
-            VaeConfig::from_json(config).and_then(|config| Vae::load(&f.scope(), &config, &cpu, DType::F32))
+            VaeConfig::from_json(config).and_then(|config| Vae::load(&f.scope(), &config, &device, DType::F32))
         {
-            let tensor = Tensor::zeros(&cpu, DType::F32, &[1, 4, 4, 4]).unwrap();
+            let tensor = Tensor::zeros(&device, DType::F32, &[1, 4, 4, 4]).unwrap();
             let _ = net.decode(&tensor);
         }
     });
     each(&["clip_plain"], &|f, config| {
         let config = ClipTextConfig::from_json(config, &f.scope());
-        if let Ok(net) = config.and_then(|config| ClipText::load(&f.scope(), &config, &cpu, DType::F32)) {
+        if let Ok(net) = config.and_then(|config| ClipText::load(&f.scope(), &config, &device, DType::F32)) {
             let _ = net.forward(&[vec![1, 2]], 1);
         }
     });
     each(&["resampler_b"], &|f, config| {
         let config = ResamplerConfig::infer(&f.scope(), Some(config));
-        let _ = config.and_then(|config| Resampler::load(&f.scope(), &config, &cpu, DType::F32));
+        let _ = config.and_then(|config| Resampler::load(&f.scope(), &config, &device, DType::F32));
     });
     for value in
         [json!({"heads": 7}), json!({"dim_head": 5}), json!({"dim_head": 0}), json!({"dim_head": 8, "heads": 3})]

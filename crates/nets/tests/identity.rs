@@ -4,13 +4,11 @@ mod common;
 
 use common::*;
 use nets::*;
-use tensor::{DType, Device, Tensor};
+use tensor::{DType, Tensor};
 use weights::Weights;
 
-const CPU: Device = Device::Cpu;
-
 fn zeros(shape: &[usize]) -> Tensor {
-    Tensor::zeros(&CPU, DType::F32, shape).unwrap()
+    Tensor::zeros(&device(), DType::F32, shape).unwrap()
 }
 
 /// The fixture's UNet with its adapter.
@@ -22,7 +20,7 @@ fn with_adapter(f: &Fixture, dtype: DType) -> UNet {
 
 #[test]
 fn weights_of_zero_give_the_bytes_of_none() {
-    for (dtype, _) in PRECISIONS {
+    for (dtype, _) in precisions() {
         let f = Fixture::open("unet_identity");
         let expected = bits(&unet_sample(&f, &unet(&f, dtype)));
         let unet = with_adapter(&f, dtype);
@@ -108,7 +106,7 @@ fn wrong_tensors_are_named() {
         let mut tensors = f.tensors("");
         change(&mut tensors);
         let weights = Weights::from_f32("unet.safetensors", tensors).unwrap();
-        UNet::load(&weights.root(), &config, &CPU, DType::F32).err().unwrap().to_string()
+        UNet::load(&weights.root(), &config, &device(), DType::F32).err().unwrap().to_string()
     };
     let norm = "mid_block.attentions.0.norm.weight";
     let find = |t: &mut Tensors| t.iter().position(|(name, ..)| name == norm).unwrap();
@@ -192,7 +190,7 @@ fn inputs_that_do_not_fit_are_refused() {
 fn controlnet_inputs_that_do_not_fit_are_refused() {
     let f = Fixture::open("controlnet_sd15");
     let config = ControlNetConfig::from_json(&f.config).unwrap();
-    let net = ControlNet::load(&f.scope(), &config, &CPU, DType::F32).unwrap();
+    let net = ControlNet::load(&f.scope(), &config, &device(), DType::F32).unwrap();
     let tokens = f.input("tokens");
     assert_eq!(net.hint_zoom(), 4);
     let context = net.context(&tokens, None, &f.input("hint")).unwrap();
@@ -223,12 +221,12 @@ fn controlnet_inputs_that_do_not_fit_are_refused() {
 fn the_other_networks_refuse_too() {
     let f = Fixture::open("clip_plain");
     let config = ClipTextConfig::from_json(&f.config, &f.scope()).unwrap();
-    let clip = ClipText::load(&f.scope(), &config, &CPU, DType::F32).unwrap();
+    let clip = ClipText::load(&f.scope(), &config, &device(), DType::F32).unwrap();
     let f = Fixture::open("vae_plain");
-    let vae = Vae::load(&f.scope(), &VaeConfig::from_json(&f.config).unwrap(), &CPU, DType::F32).unwrap();
+    let vae = Vae::load(&f.scope(), &VaeConfig::from_json(&f.config).unwrap(), &device(), DType::F32).unwrap();
     let f = Fixture::open("resampler_a");
     let config = ResamplerConfig::infer(&f.scope(), None).unwrap();
-    let resampler = Resampler::load(&f.scope(), &config, &CPU, DType::F32).unwrap();
+    let resampler = Resampler::load(&f.scope(), &config, &device(), DType::F32).unwrap();
     let rows = [
         (
             clip.forward(&[], 0).unwrap_err(),
@@ -268,7 +266,7 @@ fn latents_are_scaled_both_ways() {
         (stats, [0.5 * 1.1 / 0.18215 + 0.1, -0.9 / 0.18215 - 0.2, 2.0 * 1.3 / 0.18215 + 0.3, 0.4]),
     ];
     for (config, expected) in rows {
-        let latent = Tensor::from_f32(&CPU, DType::F32, &[1, 1, 1, 4], &x).unwrap();
+        let latent = Tensor::from_f32(&device(), DType::F32, &[1, 1, 1, 4], &x).unwrap();
         let decoder = config.to_decoder(&latent).unwrap();
         let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
         assert!(close(&decoder.to_vec_f32().unwrap(), &expected));

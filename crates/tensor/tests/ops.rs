@@ -1,7 +1,29 @@
-//! Operators against straightforward loops in f64, over odd shapes, in every compute type.
+//! Operators against straightforward loops in f64, over odd shapes, in every compute type of the device: the one that
+//! SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
 
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue};
 use tensor::{DType, Device, Tensor};
+
+/// Where the operators are tested.
+fn device() -> Device {
+    match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
+        Some("cpu") => Device::Cpu,
+        Some(gpu) => Device::Cuda(gpu.trim_start_matches("cuda:").parse().unwrap()),
+        None if Device::gpus() > 0 => Device::Cuda(0),
+        None => Device::Cpu,
+    }
+}
+
+/// Runs a body for every type in which the device computes; a failure in one does not hide the others.
+fn each(body: impl Fn(DType)) {
+    let types = match device() {
+        Device::Cpu => &[DType::F32, DType::BF16][..],
+        Device::Cuda(_) => &[DType::F32, DType::F16, DType::BF16],
+    };
+    let run = |dtype: &&DType| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(**dtype))).is_err();
+    let failed: Vec<&DType> = types.iter().filter(run).collect();
+    assert!(failed.is_empty(), "fails in {failed:?} on {}", device());
+}
 
 /// Deterministic numbers in [-1, 1).
 struct Noise(u64);
@@ -14,7 +36,7 @@ impl Noise {
 
     fn tensor(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
         let data: Vec<f32> = (0..shape.iter().product()).map(|_| self.next()).collect();
-        Tensor::from_f32(&Device::Cpu, dtype, shape, &data).unwrap()
+        Tensor::from_f32(&device(), dtype, shape, &data).unwrap()
     }
 }
 
@@ -26,11 +48,12 @@ fn values(t: &Tensor) -> Vec<f64> {
 #[track_caller]
 fn close(got: &Tensor, want: &[f64]) {
     let tolerance = if got.dtype() == DType::F32 { 2e-6 } else { 6e-3 };
-    let got = values(got);
+    let (dtype, got) = (got.dtype(), values(got));
     assert_eq!(got.len(), want.len());
     let error: f64 = got.iter().zip(want).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
     let norm: f64 = want.iter().map(|b| b * b).sum::<f64>().sqrt();
-    assert!(error <= tolerance * norm.max(1e-9), "relative error {}", error / norm);
+    println!("{}: {dtype} {:.1e}", std::panic::Location::caller(), error / norm);
+    assert!(error <= tolerance * norm.max(1e-9), "relative error {} in {dtype}", error / norm);
 }
 
 fn silu(x: f64) -> f64 {
@@ -54,11 +77,9 @@ fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + erf(x / 2f64.sqrt()))
 }
 
-const TYPES: [DType; 2] = [DType::F32, DType::BF16];
-
 #[test]
 fn linear_with_its_epilogues() {
-    for dtype in TYPES {
+    each(|dtype| {
         for (m, k, n) in [(1, 1, 1), (2, 3, 5), (13, 17, 33), (97, 255, 64), (5, 600, 130), (200, 513, 1100)] {
             let mut noise = Noise(m as u64);
             let (x, w, b, r) = (
@@ -76,12 +97,12 @@ fn linear_with_its_epilogues() {
             let fused: Vec<f64> = product.iter().zip(&rv).map(|(p, r)| silu(*p) + r).collect();
             close(&layer.forward_with(&x, Activation::Silu, Some(&r)).unwrap(), &fused);
         }
-    }
+    });
 }
 
 #[test]
 fn gated_gelu_by_halves() {
-    for dtype in TYPES {
+    each(|dtype| {
         for (m, k, n) in [(3, 8, 10), (30, 40, 64), (100, 70, 192)] {
             let mut noise = Noise(n as u64);
             let (x, w, b) = (noise.tensor(dtype, &[2, m, k]), noise.tensor(dtype, &[n, k]), noise.tensor(dtype, &[n]));
@@ -94,7 +115,7 @@ fn gated_gelu_by_halves() {
             assert_eq!(got.shape(), [2, m, n / 2]);
             close(&got, &want);
         }
-    }
+    });
 }
 
 #[test]
@@ -107,7 +128,7 @@ fn convolution_of_odd_shapes() {
         ([1, 3, 4, 6], 4, [3, 3], ConvOptions::same3(), [5, 7]),
         ([1, 16, 16, 4], 6, [4, 4], ConvOptions::padded(4, 0), [16, 16]),
     ];
-    for dtype in TYPES {
+    each(|dtype| {
         for (shape, n, [kh, kw], options, seen) in rows {
             let [b, h, w, c] = shape;
             let mut noise = Noise(n as u64);
@@ -148,7 +169,7 @@ fn convolution_of_odd_shapes() {
                 close(&conv.forward_upsampled_to(&x, seen[0], seen[1]).unwrap(), &want);
             }
         }
-    }
+    });
 }
 
 /// Softmax attention in f64.
@@ -177,7 +198,7 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, causa
 
 #[test]
 fn attention_with_two_branches() {
-    for dtype in TYPES {
+    each(|dtype| {
         for (b, n, m, heads, d, causal) in [
             (1, 1, 1, 1, 1, false),
             (2, 5, 7, 3, 5, false),
@@ -203,7 +224,7 @@ fn attention_with_two_branches() {
             let kv2 = KeyValue { k: &k2, v: &v2 };
             close(&ops::attention(&q, kv, heads, scale as f32, causal, Some((kv2, 0.75))).unwrap(), &both);
         }
-    }
+    });
 }
 
 #[test]
@@ -267,13 +288,13 @@ fn inputs_in_two_parts() {
 
 #[test]
 fn normalisation() {
-    for dtype in TYPES {
+    each(|dtype| {
         for (b, n, c, groups) in [(1, 1, 4, 2), (2, 35, 12, 3), (2, 700, 64, 32), (1, 3, 5, 5)] {
             let mut noise = Noise(n as u64);
             let x = noise.tensor(dtype, &[b, n, c]);
             // A mean far from zero, as deep activations have it.
             let x =
-                ops::add(&x, &Tensor::from_f32(&Device::Cpu, dtype, x.shape(), &vec![5.0; x.len()]).unwrap()).unwrap();
+                ops::add(&x, &Tensor::from_f32(&device(), dtype, x.shape(), &vec![5.0; x.len()]).unwrap()).unwrap();
             let (w, t) = (noise.tensor(DType::F32, &[c]), noise.tensor(DType::F32, &[c]));
             let (xv, wv, tv) = (values(&x), values(&w), values(&t));
             let normalised = |members: Vec<usize>, i: usize| {
@@ -290,7 +311,7 @@ fn normalisation() {
             let pick = |t: &Tensor| {
                 let all = t.to_vec_f32().unwrap();
                 Tensor::from_f32(
-                    &Device::Cpu,
+                    &device(),
                     t.dtype(),
                     &[cases.len()],
                     &cases.iter().map(|&i| all[i]).collect::<Vec<_>>(),
@@ -304,7 +325,7 @@ fn normalisation() {
                 close(&pick(&ops::layer_norm(&x, &w, Some(&t), 1e-5).unwrap()), &want);
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -335,5 +356,50 @@ fn elementwise_and_shapes() {
     assert!(ops::embedding(&a.reshape(&[24, 6]).unwrap(), &[24]).is_err());
     assert!(ops::add(&a, &joined).unwrap_err().to_string().contains("[2, 3, 4, 12]"));
     let half = a.cast(DType::F16).unwrap();
-    assert!(ops::scale(&half, 2.0).unwrap_err().to_string().contains("GPU"));
+    match device() {
+        Device::Cpu => assert!(ops::scale(&half, 2.0).unwrap_err().to_string().contains("GPU")),
+        Device::Cuda(_) => close(&ops::scale(&half, 2.0).unwrap(), &av.iter().map(|x| 2.0 * x).collect::<Vec<_>>()),
+    }
+}
+
+/// What the pictures of a step are made of: parts that do not begin at round addresses, and every change of type.
+#[test]
+fn slices_and_types() {
+    each(|dtype| {
+        let mut noise = Noise(3);
+        let x = noise.tensor(dtype, &[5, 3, 7, 3]);
+        let xv = values(&x);
+        let part = x.rows(1, 3).unwrap();
+        let want = &xv[63..4 * 63];
+        close(&ops::scale(&part, 1.0).unwrap(), want);
+        close(&ops::activation(&part, Activation::Silu).unwrap(), &want.iter().map(|x| silu(*x)).collect::<Vec<_>>());
+        for other in [DType::F32, DType::F16, DType::BF16] {
+            close(&part.cast(other).unwrap(), want);
+        }
+        assert_eq!(values(&ops::repeat_rows(&part, 3).unwrap()), want.repeat(3));
+        assert_eq!(values(&ops::concat_axis1(&[&part, &part]).unwrap())[..63], want[..63]);
+        assert_eq!(values(&ops::concat_axis1(&[&part, &part]).unwrap())[63..126], want[..63]);
+        let window = ops::crop(&part, 1, 2, 2, 4).unwrap();
+        assert_eq!(values(&window)[..12], want[(7 + 2) * 3..(7 + 6) * 3]);
+        assert_eq!(values(&Tensor::zeros(&device(), dtype, &[3, 2]).unwrap()), [0.0; 6]);
+        let many: Vec<(f32, Tensor)> = (0..11).map(|i| (i as f32, noise.tensor(DType::F32, &[37]))).collect();
+        let terms: Vec<(f32, &Tensor)> = many.iter().map(|(s, x)| (*s, x)).collect();
+        let sum = |i: usize| many.iter().map(|(s, x)| f64::from(*s) * values(x)[i]).sum();
+        close(&ops::combine(&terms).unwrap(), &(0..37).map(sum).collect::<Vec<f64>>());
+    });
+}
+
+/// A device that is not there is refused in a sentence, and operands on two devices are not mixed.
+#[test]
+fn devices_are_checked() {
+    let absent = Device::Cuda(99);
+    let said = Tensor::zeros(&absent, DType::F32, &[1]).unwrap_err().to_string();
+    assert!(said.starts_with("cuda:99 cannot be used: "), "{said}");
+    if let Device::Cuda(_) = device() {
+        let (here, there) = (Noise(1).tensor(DType::F32, &[2]), Tensor::zeros(&Device::Cpu, DType::F32, &[2]).unwrap());
+        assert!(ops::add(&here, &there).unwrap_err().to_string().contains("lies on cpu"));
+        assert_eq!(here.to_device(&Device::Cpu).unwrap().to_vec_f32().unwrap(), here.to_vec_f32().unwrap());
+        let far = Tensor::zeros(&device(), DType::F32, &[1 << 40]).unwrap_err().to_string();
+        assert!(far.contains("out of memory"), "{far}");
+    }
 }

@@ -8,8 +8,24 @@ use std::path::Path;
 use tensor::{DType, Device, Tensor};
 use weights::{Scope, Weights};
 
-/// Element types and the relative error that the project promises in each.
-pub(crate) const PRECISIONS: [(DType, f64); 2] = [(DType::F32, 1e-4), (DType::BF16, 2e-2)];
+/// Where the networks are tested: what SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
+pub(crate) fn device() -> Device {
+    match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
+        Some("cpu") => Device::Cpu,
+        Some(gpu) => Device::Cuda(gpu.trim_start_matches("cuda:").parse().unwrap()),
+        None if Device::gpus() > 0 => Device::Cuda(0),
+        None => Device::Cpu,
+    }
+}
+
+/// Element types in which the device computes and the relative error that the project promises in each.
+pub(crate) fn precisions() -> Vec<(DType, f64)> {
+    let mut all = vec![(DType::F32, 1e-4), (DType::BF16, 2e-2)];
+    if device() != Device::Cpu {
+        all.push((DType::F16, 2e-2));
+    }
+    all
+}
 
 /// Named tensors with their values.
 pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
@@ -47,7 +63,7 @@ impl Fixture {
 
     pub(crate) fn try_input(&self, name: &str) -> Option<Tensor> {
         let view = self.all.root().get_any(&format!("in.{name}")).ok()?;
-        Some(Tensor::from_f32(&Device::Cpu, DType::F32, view.shape(), &view.to_f32().unwrap()).unwrap())
+        Some(Tensor::from_f32(&device(), DType::F32, view.shape(), &view.to_f32().unwrap()).unwrap())
     }
 
     pub(crate) fn input(&self, name: &str) -> Tensor {
@@ -95,7 +111,7 @@ impl Fixture {
 }
 
 pub(crate) fn unet(f: &Fixture, dtype: DType) -> UNet {
-    UNet::load(&f.scope(), &UNetConfig::from_json(&f.config).unwrap(), &Device::Cpu, dtype).unwrap()
+    UNet::load(&f.scope(), &UNetConfig::from_json(&f.config).unwrap(), &device(), dtype).unwrap()
 }
 
 /// The file's own request without identity and residuals.

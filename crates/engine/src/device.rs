@@ -1,0 +1,55 @@
+//! Where a request is computed.
+
+use crate::request::{DeviceChoice, Precision};
+use crate::{Error, Result};
+use tensor::{DType, Device};
+
+/// Share of a GPU's free memory that a request's weights may take for `auto` to choose it.
+const SHARE: f64 = 0.8;
+
+/// The device of a choice, opened, and a sentence for the user where `auto` passed a GPU over. `weights` are the bytes
+/// of the networks that are in memory at once.
+///
+/// # Errors
+/// A GPU was named and cannot be used; the sentence says why and what to do.
+pub(crate) fn choose(choice: DeviceChoice, weights: u64) -> Result<(Device, Option<String>)> {
+    match choice {
+        DeviceChoice::Cpu => Ok((Device::Cpu, None)),
+        DeviceChoice::Cuda(n) => {
+            let device = Device::Cuda(n as usize);
+            match device.open() {
+                Ok(()) => Ok((device, None)),
+                Err(why) => Error::refused(format!("--device {why}")),
+            }
+        }
+        DeviceChoice::Auto if Device::gpus() == 0 => Ok((Device::Cpu, None)),
+        DeviceChoice::Auto => {
+            let device = Device::Cuda(0);
+            match device.memory() {
+                Ok(Some((free, _))) if weights as f64 <= SHARE * free as f64 => Ok((device, None)),
+                Ok(_) => Ok((
+                    Device::Cpu,
+                    Some(format!("the GPU has too little free memory for these models ({} GB), so the CPU computes", weights.div_ceil(1_000_000_000))),
+                )),
+                Err(why) => Ok((Device::Cpu, Some(format!("the CPU computes, as {why}")))),
+            }
+        }
+    }
+}
+
+/// The numbers of the denoising networks; `auto` is what is fast on the device, or f32 where the networks are `small`.
+///
+/// # Errors
+/// A type in which the device does not compute.
+pub(crate) fn dtype(precision: Precision, device: Device, small: bool) -> Result<DType> {
+    Ok(match (precision, device) {
+        (Precision::F32, _) => DType::F32,
+        (Precision::Bf16, _) => DType::BF16,
+        (Precision::F16 | Precision::Auto, Device::Cuda(_)) => DType::F16,
+        (Precision::F16, Device::Cpu) => {
+            return Error::refused("--precision f16 needs a GPU; on the CPU use auto, f32 or bf16");
+        }
+        (Precision::Auto, Device::Cpu) if small => DType::F32,
+        (Precision::Auto, Device::Cpu) => DType::BF16,
+    })
+}
