@@ -29,7 +29,10 @@ pub(crate) fn choose(choice: DeviceChoice, weights: u64) -> Result<(Device, Opti
                 Ok(Some((free, _))) if weights as f64 <= SHARE * free as f64 => Ok((device, None)),
                 Ok(_) => Ok((
                     Device::Cpu,
-                    Some(format!("the GPU has too little free memory for these models ({} GB), so the CPU computes", weights.div_ceil(1_000_000_000))),
+                    Some(format!(
+                        "the GPU has too little free memory for these models ({} GB), so the CPU computes",
+                        weights.div_ceil(1_000_000_000)
+                    )),
                 )),
                 Err(why) => Ok((Device::Cpu, Some(format!("the CPU computes, as {why}")))),
             }

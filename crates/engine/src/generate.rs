@@ -107,7 +107,7 @@ impl Session {
         // All networks have been built by now, so what no network took is known.
         let unused = self.unused(&opened);
         let networks = Networks::build(&plan, &conditions, self)?;
-        let notes = subject.iter().flat_map(|s| s.notes()).chain(&conditions.text.notes).cloned();
+        let notes = subject.iter().flat_map(|s| s.notes()).chain(&conditions.text.notes).chain(&plan.note).cloned();
         for note in notes.chain(unused) {
             go_on(observe(Event::Note(note)))?;
         }

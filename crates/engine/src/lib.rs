@@ -16,6 +16,7 @@ mod session;
 mod stack;
 mod subject;
 
+mod device;
 mod digest;
 mod memory;
 mod plan;

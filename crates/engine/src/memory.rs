@@ -14,14 +14,18 @@ use tensor::DType;
 
 /// Refuses what clearly needs more than the memory that is there.
 pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()> {
-    let Some(there) = request.memory else { return Ok(()) };
+    // A GPU's own memory is what counts where it computes.
+    let on_device = plan.compute.device.memory()?.map(|(free, _)| free as u64);
+    let Some(there) = on_device.or(request.memory) else { return Ok(()) };
     let need = need(plan, stack);
     if need <= there {
         return Ok(());
     }
     let advice = match plan.compute.dtype {
-        DType::F32 => "a smaller --size, fewer pictures or --precision bf16 need less",
-        _ => "a smaller --size or fewer pictures need less",
+        DType::F32 if on_device.is_none() => "a smaller --size, fewer pictures or --precision bf16 need less",
+        _ if on_device.is_none() => "a smaller --size or fewer pictures need less",
+        DType::F32 => "a smaller --size, fewer pictures, --precision f16 or --device cpu need less of it",
+        _ => "a smaller --size, fewer pictures or --device cpu need less of it",
     };
     Error::refused(format!(
         "--size {}x{} in {} needs at least {} of memory with these models, and {} are free; {advice}",

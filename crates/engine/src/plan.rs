@@ -1,11 +1,11 @@
 //! What was decided: every default filled in, every size checked. The plan is also the record in the image.
 
-use crate::request::{DeviceChoice, Embedding, Precision, Request, Rng};
+use crate::request::{Embedding, Precision, Request, Rng};
 use crate::samplers::Sampler;
 use crate::schedule::Schedule;
 use crate::stack::Stack;
 use crate::subject::Subject;
-use crate::{Error, Result, memory};
+use crate::{Error, Result, device, memory};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use tensor::{DType, Device};
@@ -54,12 +54,15 @@ pub struct Plan {
     pub identity: Option<IdentityPlan>,
     /// Device.
     pub device: String,
-    /// Numbers of the denoising networks; text encoders, Resampler and VAE compute in f32 on the CPU.
+    /// Numbers of the denoising networks; text encoders, Resampler and VAE compute in f32.
     pub precision: String,
     /// Model files by role, with SHA-256 where known by now.
     pub models: BTreeMap<String, ModelRecord>,
     #[serde(skip)]
     pub(crate) compute: Compute,
+    /// What the user may want to know about the device.
+    #[serde(skip)]
+    pub(crate) note: Option<String>,
 }
 
 /// Device and numbers as the operators take them.
@@ -111,7 +114,7 @@ impl Plan {
             None => Sampler::from_config(stack.scheduler())?,
         };
         let seed = request.seed.unwrap_or_else(random_seed);
-        let compute = compute(request, stack)?;
+        let (compute, note) = compute(request, stack)?;
         let guidance = request.guidance.or(stack.about.guidance).unwrap_or(GUIDANCE);
         let mut plan = Plan {
             version: env!("CARGO_PKG_VERSION"),
@@ -133,6 +136,7 @@ impl Plan {
             precision: compute.dtype.to_string(),
             models: stack.records(),
             compute,
+            note,
         };
         // Settings that a sampler cannot work with are refused before anything is loaded.
         plan.schedule()?;

@@ -229,7 +229,7 @@ fn attention_with_two_branches() {
 
 #[test]
 fn attention_from_one_product_and_from_packed_keys() {
-    for dtype in TYPES {
+    each(|dtype| {
         for (b, n, m, heads, d, causal) in
             [(1, 1, 1, 1, 1, false), (2, 45, 93, 3, 5, false), (1, 140, 16, 2, 64, true), (2, 33, 300, 1, 72, false)]
         {
@@ -246,7 +246,7 @@ fn attention_from_one_product_and_from_packed_keys() {
             let twice = ops::attention_packed(&parts[0], &packed, 0.7, Some((&packed, 0.5))).unwrap();
             close(&twice, &values(&first).iter().map(|x| 1.5 * x).collect::<Vec<_>>());
         }
-    }
+    });
     let x = Noise(1).tensor(DType::F32, &[1, 4, 12]);
     let packed = PackedKeyValue::new(KeyValue { k: &x, v: &x }, 3).unwrap();
     let wide = Noise(1).tensor(DType::F32, &[1, 4, 24]);
@@ -256,18 +256,18 @@ fn attention_from_one_product_and_from_packed_keys() {
 
 #[test]
 fn large_scores_do_not_overflow() {
-    for dtype in TYPES {
+    each(|dtype| {
         let mut noise = Noise(3);
         let (q, k, v) =
             (noise.tensor(dtype, &[1, 40, 32]), noise.tensor(dtype, &[1, 400, 32]), noise.tensor(dtype, &[1, 400, 32]));
         let want = attention(&q, &k, &v, 2, 50.0, false);
         close(&ops::attention(&q, KeyValue { k: &k, v: &v }, 2, 50.0, false, None).unwrap(), &want);
-    }
+    });
 }
 
 #[test]
 fn inputs_in_two_parts() {
-    for dtype in TYPES {
+    each(|dtype| {
         for (c1, c2, groups, out) in [(3, 5, 2, 4), (30, 34, 8, 40), (320, 301, 27, 33)] {
             let mut noise = Noise(c1 as u64);
             let (a, b) = (noise.tensor(dtype, &[2, 5, 7, c1]), noise.tensor(dtype, &[2, 5, 7, c2]));
@@ -283,7 +283,7 @@ fn inputs_in_two_parts() {
             assert_eq!(joined.to_vec_f32().unwrap(), layer.forward(&both).unwrap().to_vec_f32().unwrap());
             assert!(layer.forward_joined(&a, &a).is_err());
         }
-    }
+    });
 }
 
 #[test]
@@ -293,8 +293,7 @@ fn normalisation() {
             let mut noise = Noise(n as u64);
             let x = noise.tensor(dtype, &[b, n, c]);
             // A mean far from zero, as deep activations have it.
-            let x =
-                ops::add(&x, &Tensor::from_f32(&device(), dtype, x.shape(), &vec![5.0; x.len()]).unwrap()).unwrap();
+            let x = ops::add(&x, &Tensor::from_f32(&device(), dtype, x.shape(), &vec![5.0; x.len()]).unwrap()).unwrap();
             let (w, t) = (noise.tensor(DType::F32, &[c]), noise.tensor(DType::F32, &[c]));
             let (xv, wv, tv) = (values(&x), values(&w), values(&t));
             let normalised = |members: Vec<usize>, i: usize| {

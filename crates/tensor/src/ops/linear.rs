@@ -141,11 +141,11 @@ impl Linear {
         same_kind("linear", "the input", a, self.dtype, self.device)?;
         same_kind("linear", "the second input", b, self.dtype, self.device)?;
         match &self.packed {
-            Packed::Cpu(packed, bias) => by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward_joined::<T>([a, b], packed, bias.as_deref())),
-            // One more copy at the speed of memory, where two products would read and write the result twice.
-            Packed::Cuda(layer) => {
-                cuda::linear::forward(&super::concat_last(&[a, b])?, layer, Activation::None, None)
+            Packed::Cpu(packed, bias) => {
+                by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward_joined::<T>([a, b], packed, bias.as_deref()))
             }
+            // One more copy at the speed of memory, where two products would read and write the result twice.
+            Packed::Cuda(layer) => cuda::linear::forward(&super::concat_last(&[a, b])?, layer, Activation::None, None),
         }
     }
 

@@ -68,7 +68,9 @@ fn group_norm_of(
     }
     let (w, b) = (channels("group_norm", "the weight", weight, x, c)?, channels("group_norm", "the bias", bias, x, c)?);
     match x.device() {
-        Device::Cpu => by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(parts, groups, w.data(), b.data(), eps, activation)),
+        Device::Cpu => {
+            by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(parts, groups, w.data(), b.data(), eps, activation))
+        }
         Device::Cuda(_) => cuda::norm::group_norm(parts, groups, &w, &b, eps, activation),
     }
 }
@@ -85,7 +87,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) 
     let w = channels("layer_norm", "the weight", weight, x, c)?;
     let b = bias.map(|b| channels("layer_norm", "the bias", b, x, c)).transpose()?;
     match x.device() {
-        Device::Cpu => by_dtype!("layer_norm", "the input", x.dtype(), T => cpu::norm::layer_norm::<T>(x, w.data(), b.as_ref().map(Tensor::data), eps)),
+        Device::Cpu => {
+            by_dtype!("layer_norm", "the input", x.dtype(), T => cpu::norm::layer_norm::<T>(x, w.data(), b.as_ref().map(Tensor::data), eps))
+        }
         Device::Cuda(_) => cuda::norm::layer_norm(x, &w, b.as_ref(), eps),
     }
 }
