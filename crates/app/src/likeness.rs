@@ -38,7 +38,7 @@ impl Likeness {
     pub(crate) fn scale(&self) -> Result<Option<(f64, f64)>, Fault> {
         let Some((eyes, photo, seed)) = &self.0 else { return Ok(None) };
         let Some(kps) = eyes.find(&photo.image)? else { return Ok(None) };
-        let given = eyes.embed(&Known { photo: photo.clone(), keypoints: Some(kps) })?;
+        let given = eyes.embed(&Known { keypoints: Some(kps), ..Known::photo(photo.clone()) })?;
         let mean = |drawings: Vec<Known>| -> Result<f64, Fault> {
             let count = drawings.len().max(1) as f64;
             let each = drawings.iter().map(|known| Ok(faces::cosine(&given, &eyes.embed(known)?)));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cast::{Character, Picture, Scene};
+use cast::{Character, Picture, Scene, Style};
 use compare::Known;
 use engine::metadata::{DRAWN, encode_png};
 use faces::{Photo, RgbImage};
@@ -68,20 +68,28 @@ pub(crate) fn seed(path: &Path) -> Result<Option<u64>, Fault> {
     said.parse().map(Some).map_err(|_| Fault::Given(sentence()))
 }
 
-/// Drawings of a character beside the portrait, whose keypoints are known.
+/// The portrait that `cast:SEED` stands for, with what is known about it.
+pub(crate) fn portrait(seed: u64) -> Result<Known, Fault> {
+    known(seed, &cast::album(seed, PORTRAITS, 1)[0])
+}
+
+/// Drawings of a character beside the portrait, with what is known about them.
 pub(crate) fn drawings(seed: u64, count: usize) -> Result<Vec<Known>, Fault> {
-    let character = Character::from_seed(seed);
-    let scenes = cast::album(seed, PORTRAITS, 1 + count).into_iter().skip(1);
-    let known = scenes.map(|scene| {
-        let picture = cast::draw(&character, &scene, SIDE)?;
-        let side = picture.size as u32;
-        let image = RgbImage::from_raw(side, side, picture.rgb).unwrap_or_default();
-        Ok(Known {
-            photo: Photo::from_image(&format!("{SCHEME}{seed}"), image),
-            keypoints: Some(picture.truth.keypoints),
-        })
-    });
-    known.collect()
+    cast::album(seed, PORTRAITS, 1 + count).iter().skip(1).map(|scene| known(seed, scene)).collect()
+}
+
+fn known(seed: u64, scene: &Scene) -> Result<Known, Fault> {
+    let picture = cast::draw(&Character::from_seed(seed), scene, SIDE)?;
+    let side = picture.size as u32;
+    let image = RgbImage::from_raw(side, side, picture.rgb).unwrap_or_default();
+    // Gray styles do not show the cloth's colour.
+    let gray = matches!(scene.style, Style::Noir | Style::Ink);
+    let shows = scene.choices().into_iter().filter(|(name, _)| !(gray && *name == "tint"));
+    Ok(Known {
+        photo: Photo::from_image(&format!("{SCHEME}{seed}"), image),
+        keypoints: Some(picture.truth.keypoints),
+        shows: shows.map(|(name, choice)| (name.to_string(), choice.to_string())).collect(),
+    })
 }
 
 /// A drawing as PNG, with the truth about it.

@@ -9,6 +9,7 @@ mod eyes;
 mod methods;
 mod people;
 
+mod content;
 mod measure;
 mod run;
 mod summary;

@@ -1,19 +1,20 @@
 //! What one picture measures.
 
+use crate::content::{agreement, keypoint_error};
 use crate::people::{Gallery, Person};
 use crate::run::Prompt;
 use crate::{Eyes, Result};
 use faces::{Keypoints, RgbImage, cosine};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What the judge and the detector say of one picture. `None` is what could not be measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// Whether the stack's detector found a face; else the keypoints asked for were used to align it.
     pub found: bool,
-    /// The judge's cosine to the given picture.
-    pub sim_ref: f64,
+    /// The judge's cosine to the given picture; `None` for a saved identity, which has none.
+    pub sim_ref: Option<f64>,
     /// Mean cosine to other pictures of the person.
     pub sim_gt: Option<f64>,
     /// `sim_ref - sim_gt`: how much nearer the picture is to the one given than to others of the same person. Copying
@@ -26,7 +27,7 @@ pub struct Measures {
     /// Share of what the prompt asks for that the judge sees in the picture.
     pub text: Option<f64>,
     /// What was asked for, and whether it is seen.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub asked: BTreeMap<String, bool>,
     /// Mean distance between the keypoints asked for and those the judge reads, over the distance of the eyes.
     pub keypoint_error: Option<f64>,
@@ -35,14 +36,14 @@ pub struct Measures {
 }
 
 impl Measures {
-    /// Looks at a picture that should show a person at these keypoints.
+    /// Looks at a picture that should show a person at these keypoints, who is number `who` of everybody.
     pub(crate) fn of(
         picture: &RgbImage,
         person: &Person,
         stranger: Option<&Person>,
         prompt: &Prompt,
         placed: &Keypoints,
-        who: usize,
+        who: Option<usize>,
         everybody: &Gallery,
         eyes: &Eyes,
         seconds: f64,
@@ -53,20 +54,18 @@ impl Measures {
             Err(_) if found.is_some() => eyes.judge.embed(picture, placed)?,
             embedded => embedded?,
         };
-        let sim_ref = cosine(&embedding, &person.reference);
-        let others = person.others.iter().map(|other| cosine(&embedding, other));
-        let sim_gt = mean(others);
+        let to = |other: &Vec<f32>| cosine(&embedding, other);
+        let sim_ref = person.reference.as_ref().map(to);
+        let sim_gt = mean(person.others.iter().map(to));
         let reading = eyes.judge.read(picture)?;
-        let seen = |name: &String| reading.as_ref().and_then(|reading| reading.attributes.get(name));
-        let asked: BTreeMap<String, bool> =
-            prompt.asks.iter().filter_map(|(name, choice)| Some((name.clone(), seen(name)? == choice))).collect();
+        let asked = reading.as_ref().map(|reading| agreement(&prompt.asks, reading)).unwrap_or_default();
         Ok(Measures {
             found: found.is_some(),
             sim_ref,
             sim_gt,
-            copy_paste: sim_gt.map(|gt| sim_ref - gt),
-            top1: nearest(&embedding, everybody).map(|nearest| nearest == who),
-            sim_stranger: stranger.map(|stranger| cosine(&embedding, &stranger.reference)),
+            copy_paste: sim_ref.zip(sim_gt).map(|(reference, gt)| reference - gt),
+            top1: who.and_then(|who| Some(nearest(&embedding, everybody)? == who)),
+            sim_stranger: stranger.and_then(|stranger| Some(to(stranger.reference.as_ref()?))),
             text: mean(asked.values().map(|yes| if *yes { 1.0 } else { 0.0 })),
             asked,
             keypoint_error: reading.map(|reading| keypoint_error(&reading.keypoints, placed)),
@@ -81,12 +80,6 @@ pub(crate) fn nearest(embedding: &[f32], gallery: &Gallery) -> Option<usize> {
     (gallery.len() > 1).then(|| all.max_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0)).flatten()
 }
 
-fn keypoint_error(read: &Keypoints, placed: &Keypoints) -> f64 {
-    let distance = |a: &[f32; 2], b: &[f32; 2]| f64::from((a[0] - b[0]).hypot(a[1] - b[1]));
-    let sum: f64 = read.iter().zip(placed).map(|(a, b)| distance(a, b)).sum();
-    sum / 5.0 / distance(&placed[0], &placed[1]).max(1e-6)
-}
-
 pub(crate) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (mut sum, mut count) = (0.0, 0);
     values.for_each(|value| (sum, count) = (sum + value, count + 1));
@@ -96,14 +89,6 @@ pub(crate) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn errors_are_in_distances_of_the_eyes() {
-        let placed = [[10.0, 10.0], [30.0, 10.0], [20.0, 20.0], [14.0, 30.0], [26.0, 30.0]];
-        assert_eq!(keypoint_error(&placed, &placed), 0.0);
-        let moved = placed.map(|[x, y]| [x + 3.0, y + 4.0]);
-        assert!((keypoint_error(&moved, &placed) - 0.25).abs() < 1e-9);
-    }
 
     #[test]
     fn the_nearest_is_found_and_one_alone_is_no_choice() {

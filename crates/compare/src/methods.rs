@@ -68,12 +68,11 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "instantid",
         title: "InstantID",
-        about: "IdentityNet and the adapter together",
+        about: "IdentityNet and the adapter together; a weight is the adapter's, IdentityNet keeps its own",
         control: false,
         scaled: true,
         needs_stranger: false,
         apply: |request, setting| {
-            request.identitynet_scale = setting.scale.or(request.identitynet_scale);
             request.ip_adapter_scale = setting.scale.or(request.ip_adapter_scale);
         },
     },

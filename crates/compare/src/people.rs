@@ -1,32 +1,46 @@
 //! The people of a comparison as the judge sees them.
 
+use crate::content::Drawn;
 use crate::{Error, Eyes, Result};
 use faces::{Identity, Keypoints, Photo};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A picture of somebody, with keypoints where they are known for certain, as in a drawing.
+/// A picture of somebody, with what is known about it for certain, as it is about a drawing.
 #[derive(Clone, Debug)]
 pub struct Known {
     /// The picture.
     pub photo: Photo,
     /// Its keypoints; found by the detector if not known.
     pub keypoints: Option<Keypoints>,
+    /// What it shows, attribute and choice by the judge's names; empty where nobody knows.
+    pub shows: BTreeMap<String, String>,
 }
 
-/// Somebody: the given picture, and what is known from others.
+impl Known {
+    /// A picture about which nothing is known.
+    pub fn photo(photo: Photo) -> Known {
+        Known { photo, keypoints: None, shows: BTreeMap::new() }
+    }
+}
+
+/// Somebody: what was given to condition on, and what is known from other pictures.
 pub struct Person {
     /// For people.
     pub name: String,
-    /// The given picture.
-    pub photo: Photo,
+    /// The given picture; a saved identity has none.
+    pub photo: Option<Photo>,
     /// What the detector and the encoder of the stack read in it.
     pub identity: Identity,
     /// What was noticed.
     pub notes: Vec<String>,
     /// The same as a saved identity, so that it is not read again for every picture.
     pub(crate) file: PathBuf,
-    pub(crate) reference: Vec<f32>,
+    /// The judge's embedding of the given picture.
+    pub(crate) reference: Option<Vec<f32>>,
     pub(crate) others: Vec<Vec<f32>>,
+    /// What the judge reads in pictures whose content is known.
+    pub(crate) drawn: Vec<Drawn>,
 }
 
 impl Person {
@@ -34,17 +48,36 @@ impl Person {
     ///
     /// # Errors
     /// No usable face in one of the pictures.
-    pub fn meet(name: &str, photo: Photo, face_index: Option<usize>, others: &[Known], eyes: &Eyes) -> Result<Person> {
-        let (identity, notes) = eyes.analyzer.identity_of_photo(&photo, face_index)?;
-        let Some(kps) = identity.kps else {
-            return Err(Error::Refused(format!("{name}: the detector gives no keypoints")));
+    pub fn meet(name: &str, given: &Known, others: &[Known], eyes: &Eyes) -> Result<Person> {
+        let index = eyes.which(given)?;
+        let (identity, notes) = eyes.analyzer.identity_of_photo(&given.photo, index)?;
+        let kps = match given.keypoints {
+            Some(kps) => kps,
+            None => eyes.again(&given.photo.image, placed(name, &identity)?)?,
         };
-        let reference = eyes.judge.embed(&photo.image, &kps)?;
+        let reference = eyes.judge.embed(&given.photo.image, &kps)?;
+        let mut person = Person::of(name, identity, others, eyes)?;
+        person.drawn.extend(Drawn::read(given, eyes)?);
+        Ok(Person { photo: Some(given.photo.clone()), notes, reference: Some(reference), ..person })
+    }
+
+    /// Somebody of whom a saved identity is given: there is no given picture to be similar to, only others.
+    ///
+    /// # Errors
+    /// An identity without keypoints, no usable face in one of the pictures.
+    pub fn saved(name: &str, identity: Identity, others: &[Known], eyes: &Eyes) -> Result<Person> {
+        placed(name, &identity)?;
+        Person::of(name, identity, others, eyes)
+    }
+
+    fn of(name: &str, identity: Identity, others: &[Known], eyes: &Eyes) -> Result<Person> {
+        let drawn = others.iter().filter_map(|known| Drawn::read(known, eyes).transpose()).collect::<Result<_>>()?;
         let others = others.iter().map(|known| eyes.embed(known)).collect::<Result<_>>()?;
         let taken = std::fs::read_dir(eyes.folder.path()).map_err(Error::Temporary)?.count();
         let file = eyes.folder.path().join(format!("{taken}.safetensors"));
         identity.save(&file)?;
-        Ok(Person { name: name.to_owned(), photo, identity, notes, file, reference, others })
+        let (name, notes) = (name.to_owned(), Vec::new());
+        Ok(Person { name, photo: None, identity, notes, file, reference: None, others, drawn })
     }
 
     /// The saved identity.
@@ -57,10 +90,17 @@ impl Person {
         self.others.len()
     }
 
-    /// The middle of the other pictures, or the given one where there is no other.
-    pub(crate) fn centre(&self) -> Vec<f32> {
-        if self.others.is_empty() { self.reference.clone() } else { centre(&self.others) }
+    /// The middle of the other pictures, or the given one where there is no other; `None` where there is none at all.
+    pub(crate) fn centre(&self) -> Option<Vec<f32>> {
+        if self.others.is_empty() { self.reference.clone() } else { Some(centre(&self.others)) }
     }
+}
+
+/// Where the face of an identity is: pictures are asked for with a face there, and measured there.
+fn placed(name: &str, identity: &Identity) -> Result<Keypoints> {
+    identity.kps.ok_or_else(|| {
+        Error::Refused(format!("{name}: holds no keypoints, so it does not say where the face goes; give a photo"))
+    })
 }
 
 /// Everybody among whom the judge has to find the right one: the people compared, and others.

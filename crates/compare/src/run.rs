@@ -95,16 +95,19 @@ pub struct Made {
 pub struct Run<'a> {
     comparison: &'a Comparison,
     eyes: &'a Eyes,
-    session: Session,
+    /// Opened for the first picture: a comparison that is finished needs no networks.
+    session: Option<Session>,
     /// The people compared, then the crowd.
     everybody: Gallery,
+    /// Where each of the people compared stands among everybody.
+    places: Vec<Option<usize>>,
 }
 
 impl<'a> Run<'a> {
-    /// Opens the models. `crowd` are people among whom the judge must find the right one, beside those compared.
+    /// `crowd` are people among whom the judge must find the right one, beside those compared.
     ///
     /// # Errors
-    /// Nothing to compare, or models that cannot be used.
+    /// Nothing to compare.
     pub fn new(comparison: &'a Comparison, crowd: Gallery, eyes: &'a Eyes) -> Result<Run<'a>> {
         if comparison.people.is_empty() || comparison.prompts.is_empty() {
             return Err(Error::Refused("a comparison needs at least one face and one prompt".into()));
@@ -114,11 +117,27 @@ impl<'a> Run<'a> {
         {
             return Err(Error::Refused("the control with another person's embedding needs a second face".into()));
         }
-        let mut whole = comparison.request.clone();
-        whole.faces = vec![comparison.people[0].file.clone()];
-        let centres = comparison.people.iter().map(Person::centre).chain(crowd.centres).collect();
-        let everybody = Gallery { centres };
-        Ok(Run { comparison, eyes, session: Session::open(&whole, true)?, everybody })
+        let mut everybody = Gallery::default();
+        let mut places = Vec::new();
+        for centre in comparison.people.iter().map(Person::centre) {
+            places.push(centre.is_some().then_some(everybody.centres.len()));
+            everybody.centres.extend(centre);
+        }
+        everybody.centres.extend(crowd.centres);
+        Ok(Run { comparison, eyes, session: None, everybody, places })
+    }
+
+    /// The networks, opened when they are first needed.
+    fn session(&mut self) -> Result<&mut Session> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => {
+                let mut whole = self.comparison.request.clone();
+                whole.faces = vec![self.comparison.people[0].file.clone()];
+                Session::open(&whole, true)?
+            }
+        };
+        Ok(self.session.insert(session))
     }
 
     /// How many people are at hand.
@@ -129,11 +148,13 @@ impl<'a> Run<'a> {
     /// Makes one picture and looks at it.
     ///
     /// # Errors
-    /// The picture cannot be made, or the caller stops it.
+    /// Models that cannot be used, a picture that cannot be made, or the caller stops it.
     pub fn make(&mut self, cell: Cell, observe: &mut Observer) -> Result<Made> {
         let Comparison { people, prompts, columns, .. } = self.comparison;
+        let request = self.comparison.request(cell);
+        let session = self.session()?;
         let begin = Instant::now();
-        let output = self.session.generate(&self.comparison.request(cell), observe)?;
+        let output = session.generate(&request, observe)?;
         let seconds = begin.elapsed().as_secs_f64();
         let (Some(picture), plan) = (output.pictures.into_iter().next(), output.plan) else {
             return Err(Error::Refused("no picture was asked for".into()));
@@ -142,7 +163,8 @@ impl<'a> Run<'a> {
         let (width, height) = (picture.width, picture.height);
         let placed = match (person.identity.kps, person.identity.size) {
             (Some(kps), Some(size)) => faces::place_keypoints(&kps, size, (width, height))?,
-            _ => return Err(Error::Refused(format!("{}: the place of the face is not known", person.name))),
+            (Some(kps), None) => kps,
+            (None, _) => return Err(Error::Refused(format!("{}: the place of the face is not known", person.name))),
         };
         let Some(image) = RgbImage::from_raw(width, height, picture.rgb.clone()) else {
             return Err(Error::Refused("the picture's size does not fit its pixels".into()));
@@ -150,8 +172,9 @@ impl<'a> Run<'a> {
         let needs = columns[cell.column].method.needs_stranger;
         let stranger = self.comparison.stranger_to(cell.person).filter(|_| needs);
         let prompt = &prompts[cell.prompt];
+        let who = self.places[cell.person];
         let measures =
-            Measures::of(&image, person, stranger, prompt, &placed, cell.person, &self.everybody, self.eyes, seconds)?;
+            Measures::of(&image, person, stranger, prompt, &placed, who, &self.everybody, self.eyes, seconds)?;
         Ok(Made { picture, plan, measures })
     }
 }

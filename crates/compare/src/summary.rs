@@ -3,7 +3,7 @@
 use crate::measure::{Measures, mean, nearest};
 use crate::methods::Column;
 use crate::people::{Gallery, Person};
-use crate::run::{Cell, Comparison};
+use crate::run::{Cell, Comparison, Prompt};
 use faces::cosine;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -67,8 +67,8 @@ fn summary(comparison: &Comparison, i: usize, column: &Column, measured: &[(Cell
         values
     };
     let styles =
-        mine.iter().filter_map(|(cell, m)| Some((comparison.prompts[cell.prompt].asks.get("style")?, m.sim_ref)));
-    let asked = mine.iter().flat_map(|(_, m)| m.asked.iter()).map(|(name, yes)| (name, if *yes { 1.0 } else { 0.0 }));
+        mine.iter().filter_map(|(cell, m)| Some((comparison.prompts[cell.prompt].asks.get("style")?, m.sim_ref?)));
+    let asked = mine.iter().flat_map(|(_, m)| m.asked.iter()).map(|(name, yes)| (name, share(*yes)));
     Summary {
         column: column.name(),
         title: column.title(),
@@ -78,11 +78,11 @@ fn summary(comparison: &Comparison, i: usize, column: &Column, measured: &[(Cell
         control: column.method.control,
         pictures: mine.len(),
         found: mine.iter().filter(|(_, m)| m.found).count(),
-        sim_ref: over(|m| Some(m.sim_ref)),
-        sim_ref_p10: quantile(&sorted(|m| Some(m.sim_ref)), 0.1),
+        sim_ref: over(|m| m.sim_ref),
+        sim_ref_p10: quantile(&sorted(|m| m.sim_ref), 0.1),
         sim_gt: over(|m| m.sim_gt),
         copy_paste: over(|m| m.copy_paste),
-        top1: over(|m| m.top1.map(|yes| if yes { 1.0 } else { 0.0 })),
+        top1: over(|m| m.top1.map(share)),
         sim_stranger: over(|m| m.sim_stranger),
         text: over(|m| m.text),
         keypoint_error: over(|m| m.keypoint_error),
@@ -106,7 +106,7 @@ fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     Some(low + (high - low) * at.fract())
 }
 
-/// What the judge says of real pictures of the people: the most that a method can reach.
+/// What the judge says of the people's own pictures: the most that a method can reach.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reality {
     /// Mean cosine of the given picture to the others of the same person.
@@ -117,19 +117,42 @@ pub struct Reality {
     pub sim_others: Option<f64>,
     /// Share of given pictures whose nearest person is the right one, among the people compared.
     pub top1: Option<f64>,
+    /// Of each attribute, the share of drawings in which it is read as it is known to be.
+    pub text_by_attribute: BTreeMap<String, f64>,
+    /// Mean over the prompts of what could be read right of all that they ask for.
+    pub text: Option<f64>,
+    /// Mean error of the keypoints read in drawings, over the distance of the eyes.
+    pub keypoint_error: Option<f64>,
 }
 
 /// Measures the people's own pictures.
-pub fn reality(people: &[Person]) -> Reality {
-    let gallery = Gallery { centres: people.iter().map(Person::centre).collect() };
-    let known = || people.iter().enumerate().filter(|(_, person)| !person.others.is_empty());
+pub fn reality(comparison: &Comparison) -> Reality {
+    let people = &comparison.people;
+    let known = || people.iter().filter_map(|person| Some((person, person.reference.as_ref()?)));
+    let with_others = || known().filter(|(person, _)| !person.others.is_empty());
     let pairs = |all: usize| (0..all).flat_map(move |i| (i + 1..all).map(move |j| (i, j)));
+    let gallery = Gallery { centres: with_others().filter_map(|(person, _)| person.centre()).collect() };
+    let right = |(i, (_, given)): (usize, (&Person, &Vec<f32>))| Some(nearest(given, &gallery)? == i);
+    let references: Vec<&Vec<f32>> = known().map(|(_, given)| given).collect();
+    let drawn = || people.iter().flat_map(|person| &person.drawn);
+    let read = drawn().flat_map(|drawn| drawn.right.iter()).map(|(name, right)| (name, share(*right)));
+    let text_by_attribute = by_key(read);
+    let asked = |prompt: &Prompt| mean(prompt.asks.keys().filter_map(|name| text_by_attribute.get(name).copied()));
     Reality {
-        sim_ref: mean(known().flat_map(|(_, p)| p.others.iter().map(|other| cosine(&p.reference, other)))),
-        sim_gt: mean(known().flat_map(|(_, p)| pairs(p.others.len()).map(|(i, j)| cosine(&p.others[i], &p.others[j])))),
-        sim_others: mean(pairs(people.len()).map(|(i, j)| cosine(&people[i].reference, &people[j].reference))),
-        top1: mean(known().filter_map(|(i, p)| Some(if nearest(&p.reference, &gallery)? == i { 1.0 } else { 0.0 }))),
+        sim_ref: mean(with_others().flat_map(|(p, given)| p.others.iter().map(move |other| cosine(given, other)))),
+        sim_gt: mean(
+            people.iter().flat_map(|p| pairs(p.others.len()).map(|(i, j)| cosine(&p.others[i], &p.others[j]))),
+        ),
+        sim_others: mean(pairs(references.len()).map(|(i, j)| cosine(references[i], references[j]))),
+        top1: mean(with_others().enumerate().filter_map(right).map(share)),
+        text: mean(comparison.prompts.iter().filter_map(asked)),
+        keypoint_error: mean(drawn().filter_map(|drawn| drawn.keypoint_error)),
+        text_by_attribute,
     }
+}
+
+fn share(yes: bool) -> f64 {
+    if yes { 1.0 } else { 0.0 }
 }
 
 #[cfg(test)]

@@ -219,6 +219,12 @@ impl FaceAnalyzer {
         self.detector.detect(picture)
     }
 
+    /// As [`FaceAnalyzer::detections`], but a picture smaller than 640 pixels is not magnified unless nothing is found
+    /// in it as it is: for measuring pictures, where keypoints have to lie exactly.
+    pub fn detections_unmagnified(&self, picture: &RgbImage) -> Result<Detections> {
+        self.detector.detect_unmagnified(picture)
+    }
+
     /// All faces of a picture with their embeddings, in insightface's order (best score first).
     pub fn detect(&self, picture: &RgbImage) -> Result<Vec<Face>> {
         let detections = self.detector.detect(picture)?;

@@ -99,6 +99,20 @@ impl Scrfd {
         Ok(Detections { faces: Vec::new(), side: first })
     }
 
+    /// As [`Scrfd::detect`], but a picture smaller than 640 pixels is first tried as it is. Magnified, a drawing or a
+    /// generated picture is softer than what a small detector was trained on, and its keypoints lie less exactly.
+    pub fn detect_unmagnified(&self, picture: &RgbImage) -> Result<Detections> {
+        // Below the smallest side that is ever tried, magnifying helps.
+        let longest = picture.width().max(picture.height()).max(SMALLER_SIDES[6]).next_multiple_of(32);
+        if longest < self.canvas.0.max(self.canvas.1) {
+            let faces = self.detect_at(picture, (longest, longest))?;
+            if !faces.is_empty() {
+                return Ok(Detections { faces, side: longest });
+            }
+        }
+        self.detect(picture)
+    }
+
     /// Finds faces with the picture fitted into `fit` (width, height). A network of fixed input size
     /// gets the smaller picture in the corner of its input.
     fn detect_at(&self, picture: &RgbImage, fit: (u32, u32)) -> Result<Vec<Detection>> {

@@ -69,6 +69,11 @@ impl Judge {
         self.identity.embed(picture, kps)
     }
 
+    /// Whether the judge tells what a picture shows, beside who is in it.
+    pub fn reads_content(&self) -> bool {
+        self.content.is_some()
+    }
+
     /// What the picture shows; `None` for a judge of identity alone.
     ///
     /// # Errors

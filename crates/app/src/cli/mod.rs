@@ -19,7 +19,7 @@ pub(crate) use faces::FacesArgs;
 pub(crate) use files::ModelFileArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use models::{ModelsArgs, ModelsCommand, PullArgs};
-pub(crate) use values::{DeviceArg, PrecisionArg, RngArg, SizeArg};
+pub(crate) use values::{DeviceArg, PrecisionArg, RngArg, ShardArg, SizeArg};
 
 /// Generates pictures of a person from one photo of their face.
 #[derive(Debug, Parser)]

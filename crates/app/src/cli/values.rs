@@ -78,6 +78,33 @@ pub(crate) fn finite(text: &str) -> Result<f64, String> {
     }
 }
 
+/// One of several equal parts of a work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShardArg {
+    /// From 1.
+    part: usize,
+    of: usize,
+}
+
+impl ShardArg {
+    /// Whether the part has the i-th piece.
+    pub(crate) fn has(self, i: usize) -> bool {
+        i % self.of == self.part - 1
+    }
+}
+
+impl FromStr for ShardArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ShardArg, String> {
+        let numbers = text.split_once('/').and_then(|(part, of)| Some((part.parse().ok()?, of.parse().ok()?)));
+        match numbers {
+            Some((part, of)) if (1..=of).contains(&part) => Ok(ShardArg { part, of }),
+            _ => Err("it must be a part and their number, such as 1/4, 2/4, 3/4 and 4/4".to_string()),
+        }
+    }
+}
+
 /// A whole number; its range is the plan's business.
 pub(crate) fn whole(text: &str) -> Result<usize, String> {
     text.trim().parse().map_err(|_| "it must be a whole number such as 1 or 30".to_string())
@@ -123,6 +150,11 @@ mod tests {
             assert!(whole(wrong).is_err() && seed(wrong).is_err() && threads(wrong).is_err(), "{wrong}");
         }
         assert!(threads("0").is_err() && repeats("1001").is_err());
+        let parts: Vec<ShardArg> = ["1/3", "2/3", "3/3"].map(|text| text.parse().unwrap()).into();
+        assert!((0..9).all(|i| parts.iter().filter(|part| part.has(i)).count() == 1), "each piece belongs to one part");
+        for wrong in ["0/3", "4/3", "1/0", "1", "a/b", "-1/3"] {
+            assert!(wrong.parse::<ShardArg>().is_err(), "{wrong}");
+        }
         assert_eq!(finite("0.8"), Ok(0.8));
         for wrong in ["nan", "inf", "-inf", "1e99", "a"] {
             assert!(finite(wrong).is_err(), "{wrong}");

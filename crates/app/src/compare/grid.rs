@@ -1,109 +1,100 @@
-//! All pictures of a comparison in one: a row for each face and prompt, the given picture at the left.
+//! Pictures of a comparison in one: a row for each face and prompt, the given picture at the left.
 
-use compare::{Cell, Comparison};
-use engine::Picture;
-use faces::RgbImage;
-use font8x8::UnicodeFonts;
+use std::path::Path;
 
-/// More rows make a picture that nobody looks at; the page has all of them.
+use ::compare::{Cell, Comparison, Method};
+use faces::{Photo, RgbImage};
+
+use super::letters::{BOLD, Letters, PLAIN};
+use crate::fault::Fault;
+
+/// More rows make a picture that nobody looks at; the page has more of them.
 const MOST_ROWS: usize = 24;
 /// Cells are at most so wide.
 const CELL: u32 = 256;
-const GAP: u32 = 4;
-/// Letters are 8 pixels wide; headings are doubled.
-const LETTER: u32 = 8;
-const HEAD: u32 = 3 * LETTER;
-const LINE: u32 = 2 * LETTER;
+const GAP: u32 = 6;
+const HEAD: u32 = 34;
+const LINE: u32 = 22;
 const PAPER: [u8; 3] = [255; 3];
-const INK: [u8; 3] = [30; 3];
+/// Behind controls, and where there is no picture.
+const SHADE: [u8; 3] = [228, 228, 232];
+const GRAY: Letters = Letters { color: [110, 110, 120], ..BOLD };
 
-/// The grid under work.
-pub(crate) struct Grid {
-    image: RgbImage,
-    columns: u32,
+/// The grid of the rows that have pictures.
+pub(crate) fn grid(
+    comparison: &Comparison,
+    made: &[Cell],
+    file: impl Fn(Cell) -> std::path::PathBuf,
+) -> Result<RgbImage, Fault> {
+    let mut rows: Vec<usize> = made.iter().map(|cell| cell.row).collect();
+    rows.dedup();
+    rows.truncate(MOST_ROWS);
+    let columns = comparison.columns.len() as u32;
+    let (width, height) = ((columns + 1) * (CELL + GAP) + GAP, HEAD + rows.len() as u32 * (CELL + GAP + LINE));
+    let mut image = RgbImage::from_pixel(width, height, PAPER.into());
+    head(&mut image, comparison);
+    for (at, row) in (0..).zip(rows) {
+        let top = HEAD + at * (CELL + GAP + LINE);
+        let cells: Vec<Cell> = made.iter().copied().filter(|cell| cell.row == row).collect();
+        let (person, prompt) = (&comparison.people[cells[0].person], &comparison.prompts[cells[0].prompt]);
+        let text = PLAIN.fitted(&format!("{}: {}", person.name, prompt.text), width - 2 * GAP);
+        PLAIN.write(&mut image, &text, GAP, top + 2);
+        match &person.photo {
+            Some(photo) => paste(&mut image, &photo.image, left(0), top + LINE),
+            None => blank(&mut image, "saved identity", left(0), top + LINE),
+        }
+        for cell in cells {
+            paste(&mut image, &open(&file(cell))?, left(1 + cell.column as u32), top + LINE);
+        }
+    }
+    Ok(image)
 }
 
-impl Grid {
-    /// An empty grid with its headings, references and prompts.
-    pub(crate) fn new(comparison: &Comparison) -> Grid {
-        let columns = comparison.columns.len() as u32;
-        let firsts: Vec<Cell> =
-            comparison.cells().into_iter().filter(|cell| cell.column == 0 && cell.row < MOST_ROWS).collect();
-        let (width, height) = ((columns + 1) * (CELL + GAP) + GAP, HEAD + firsts.len() as u32 * (CELL + GAP + LINE));
-        let mut grid = Grid { image: RgbImage::from_pixel(width, height, image_pixel(PAPER)), columns };
-        grid.write("given", grid.left(0), LETTER / 2, 2);
-        for (i, column) in comparison.columns.iter().enumerate() {
-            grid.write(&column.title(), grid.left(1 + i as u32), LETTER / 2, 2);
-        }
-        for cell in firsts {
-            let person = &comparison.people[cell.person];
-            let text = format!("{}: {}", person.name, comparison.prompts[cell.prompt].text);
-            grid.write(&text, GAP, grid.top(cell.row) - LINE + LETTER / 2, 1);
-            grid.paste(&person.photo.image, 0, cell.row);
-        }
-        grid
-    }
+/// A finished picture.
+pub(crate) fn open(file: &Path) -> Result<RgbImage, Fault> {
+    Ok(Photo::open(file)?.image)
+}
 
-    /// Puts a picture in its place.
-    pub(crate) fn add(&mut self, cell: Cell, picture: &Picture) {
-        if cell.row < MOST_ROWS
-            && let Some(image) = RgbImage::from_raw(picture.width, picture.height, picture.rgb.clone())
-        {
-            self.paste(&image, 1 + cell.column as u32, cell.row);
-        }
+fn head(image: &mut RgbImage, comparison: &Comparison) {
+    BOLD.write(image, "given", left(0), 6);
+    for (i, column) in (1..).zip(&comparison.columns) {
+        let letters = if is_control(column.method) { GRAY } else { BOLD };
+        letters.write(image, &letters.fitted(&column.title(), CELL), left(i), 6);
     }
+}
 
-    /// The finished grid.
-    pub(crate) fn picture(self) -> RgbImage {
-        debug_assert!(self.image.width() > self.columns * CELL);
-        self.image
-    }
+fn is_control(method: &Method) -> bool {
+    method.control
+}
 
-    fn left(&self, column: u32) -> u32 {
-        GAP + column * (CELL + GAP)
-    }
+fn left(column: u32) -> u32 {
+    GAP + column * (CELL + GAP)
+}
 
-    fn top(&self, row: usize) -> u32 {
-        HEAD + LINE + row as u32 * (CELL + GAP + LINE)
-    }
+fn blank(image: &mut RgbImage, text: &str, left: u32, top: u32) {
+    paste(image, &RgbImage::from_pixel(CELL, CELL, SHADE.into()), left, top);
+    PLAIN.write(image, text, left + (CELL - PLAIN.width(text)) / 2, top + CELL / 2 - 8);
+}
 
-    /// A picture, made to fit its cell and centred in it.
-    fn paste(&mut self, picture: &RgbImage, column: u32, row: usize) {
-        let (width, height) = picture.dimensions();
-        let longest = width.max(height).max(1);
-        let fitted = |side: u32| (u64::from(side) * u64::from(CELL) / u64::from(longest)).max(1) as u32;
-        let (w, h) = (fitted(width), fitted(height));
-        let resized =
-            if (w, h) == (width, height) { None } else { faces::resize_lanczos_like_pillow(picture, w, h).ok() };
-        let (x0, y0) = (self.left(column) + (CELL - w) / 2, self.top(row) + (CELL - h) / 2);
-        for (x, y, pixel) in resized.as_ref().unwrap_or(picture).enumerate_pixels() {
-            self.dot(x0 + x, y0 + y, pixel.0);
-        }
-    }
-
-    fn write(&mut self, text: &str, left: u32, top: u32, zoom: u32) {
-        for (i, letter) in text.chars().enumerate() {
-            let rows = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::LATIN_FONTS.get(letter));
-            let rows = rows.or_else(|| font8x8::BASIC_FONTS.get('?')).unwrap_or_default();
-            for (y, bits) in (0..).zip(rows) {
-                for x in (0..LETTER).filter(|x| bits >> x & 1 == 1) {
-                    for (dx, dy) in (0..zoom).flat_map(|dx| (0..zoom).map(move |dy| (dx, dy))) {
-                        self.dot(left + (i as u32 * LETTER + x) * zoom + dx, top + y * zoom + dy, INK);
-                    }
-                }
-            }
-        }
-    }
-
-    /// What lies outside is cut off.
-    fn dot(&mut self, x: u32, y: u32, color: [u8; 3]) {
-        if let Some(pixel) = self.image.get_pixel_mut_checked(x, y) {
-            pixel.0 = color;
+/// A picture, made to fit its cell and centred in it.
+fn paste(image: &mut RgbImage, picture: &RgbImage, left: u32, top: u32) {
+    let fitted = fitted(picture, CELL);
+    let picture = fitted.as_ref().unwrap_or(picture);
+    let (w, h) = picture.dimensions();
+    for (x, y, pixel) in picture.enumerate_pixels() {
+        if let Some(place) = image.get_pixel_mut_checked(left + (CELL - w) / 2 + x, top + (CELL - h) / 2 + y) {
+            *place = *pixel;
         }
     }
 }
 
-/// A pixel without naming the crate that the pictures' type comes from.
-fn image_pixel<P: From<[u8; 3]>>(color: [u8; 3]) -> P {
-    color.into()
+/// A picture whose longer side is `side`; `None` where it is so already.
+pub(crate) fn fitted(picture: &RgbImage, side: u32) -> Option<RgbImage> {
+    let (width, height) = picture.dimensions();
+    let longest = width.max(height).max(1);
+    let scaled = |length: u32| (u64::from(length) * u64::from(side) / u64::from(longest)).max(1) as u32;
+    match longest == side {
+        true => None,
+        false => faces::resize_lanczos_like_pillow(picture, scaled(width), scaled(height)).ok(),
+    }
 }

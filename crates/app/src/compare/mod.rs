@@ -1,16 +1,21 @@
 //! `sameface compare`: the same faces and prompts through several methods, as pictures, a grid, a page and a table.
 
+mod chart;
 mod grid;
+mod journal;
+mod letters;
 mod page;
+mod pictures;
 mod subjects;
+mod table;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use compare::{Cell, Comparison, Eyes, Measures, Run};
-use engine::{Event, Request};
+use compare::{Cell, Comparison, Eyes, Measures, Reality, Run, Summary};
+use engine::{Event, Plan, Request};
 use hub::Role;
 use serde_json::{Value, json};
 
@@ -19,7 +24,7 @@ use crate::fault::Fault;
 use crate::people::Drawn;
 use crate::stack::{self, Given};
 use crate::{generate, memory, models, output, threads};
-use grid::Grid;
+use journal::{Entry, Journal};
 
 pub(crate) fn run(args: &CompareArgs) -> Result<(), Fault> {
     threads::limit(args.threads)?;
@@ -31,19 +36,14 @@ fn work(args: &CompareArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let mut columns = compare::columns(&args.methods, &args.scales)?;
     let subjects = subjects::said(args, drawn)?;
     let mut request = request(args)?;
-    request.faces = subjects.iter().map(|subject| subject.file.clone()).collect();
+    request.faces = subjects.iter().map(|subject| subject.given.clone()).collect();
     request.check()?;
-    check_folder(&args.output)?;
+    Journal::check(&args.output)?;
     let prompts = subjects::prompts(args)?;
     request.models = model_paths(args)?;
-    let judge = match &args.judge {
-        Some(judge) => judge.clone(),
-        None => stack::judge()?.ok_or_else(|| {
-            Fault::Given("this program was built without the built-in judge; name one with --judge FOLDER".to_string())
-        })?,
-    };
-    let eyes = Eyes::open(request.models.face_models.as_deref().unwrap_or(Path::new("")), &judge)?;
-    let built_in = args.judge.is_none() || stack::is_built_in(&request.models.base);
+    let judge = judge(args)?;
+    let eyes = Eyes::open(request.models.face_models.as_deref().unwrap_or(Path::new("")), &judge.folder)?;
+    let built_in = judge.built_in || stack::is_built_in(&request.models.base);
     let people = subjects.iter().map(|subject| subjects::meet(subject, drawn, &eyes, built_in));
     let people = people.collect::<Result<Vec<_>, _>>()?;
     let crowd = subjects::crowd(args, &subjects, &eyes)?;
@@ -55,9 +55,16 @@ fn work(args: &CompareArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     for note in people.iter().flat_map(|person| &person.notes) {
         output::say(&format!("note: {}", drawn.in_words(note)));
     }
+    let asked = subjects::asked(args, &subjects, &prompts, &request, &judge)?;
     let comparison = Comparison { people, stranger, prompts, per_face: args.per_face, columns, request };
+    for note in subjects::lacking(&comparison, &crowd, &eyes) {
+        output::say(&format!("note: {note}"));
+    }
+    args.from.iter().try_for_each(|from| Journal::check_source(from, &asked))?;
+    let mut journal = Journal::open(&args.output, asked)?;
     let run = Run::new(&comparison, crowd, &eyes)?;
-    make(args, &comparison, run)
+    let made = make(args, &comparison, run, &mut journal, judge.name)?;
+    tell(args, &comparison, &made, &journal)
 }
 
 fn request(args: &CompareArgs) -> Result<Request, Fault> {
@@ -69,6 +76,8 @@ fn request(args: &CompareArgs) -> Result<Request, Fault> {
     request.size = args.size.map(|size| (size.width, size.height));
     request.steps = args.steps;
     request.guidance = args.guidance;
+    request.identitynet_scale = args.identitynet_scale;
+    request.ip_adapter_scale = args.ip_adapter_scale;
     request.sampler = args.sampler.clone();
     request.seed = Some(args.seed.unwrap_or(1));
     request.device = generate::device(args.device);
@@ -84,38 +93,65 @@ fn model_paths(args: &CompareArgs) -> Result<engine::ModelPaths, Fault> {
     stack::find(&models::config()?, &given, |_: Role| true)
 }
 
-/// What was made before is not overwritten, and pages of two comparisons are not mixed.
-fn check_folder(folder: &Path) -> Result<(), Fault> {
-    let sentence = |why: &str| Fault::Given(format!("-o {}: {why}; name a new or empty folder", folder.display()));
-    if folder.exists() && !folder.is_dir() {
-        return Err(sentence("is a file"));
-    }
-    if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(sentence("holds something already"));
-    }
-    Ok(engine::Target::check_file(&folder.join("table.json"))?)
+/// Who measures.
+struct JudgeFiles {
+    folder: PathBuf,
+    built_in: bool,
+    /// For people.
+    name: String,
 }
 
-/// Makes all pictures and what is told of them.
-fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(), Fault> {
-    let folder = &args.output;
-    let pictures = folder.join("pictures");
-    std::fs::create_dir_all(&pictures)
-        .map_err(|e| Fault::Here(format!("{} could not be made: {e}", pictures.display())))?;
-    for (i, person) in comparison.people.iter().enumerate() {
-        faces::save_png(&folder.join(reference(i)), &person.photo.image)?;
+fn judge(args: &CompareArgs) -> Result<JudgeFiles, Fault> {
+    if let Some(folder) = &args.judge {
+        return Ok(JudgeFiles { folder: folder.clone(), built_in: false, name: folder.display().to_string() });
+    }
+    let folder = stack::judge()?.ok_or_else(|| {
+        Fault::Given("this program was built without the built-in judge; name one with --judge FOLDER".to_string())
+    })?;
+    Ok(JudgeFiles { folder, built_in: true, name: "the built-in one, trained on other drawn people".into() })
+}
+
+/// What has been made so far, and what comes of it.
+struct Made {
+    measured: Vec<(Cell, Measures)>,
+    /// How many pictures the whole comparison has.
+    wanted: usize,
+    at_hand: usize,
+    judge: String,
+    summaries: Vec<Summary>,
+    reality: Reality,
+}
+
+/// Makes the pictures that are not there yet.
+fn make(
+    args: &CompareArgs,
+    comparison: &Comparison,
+    mut run: Run,
+    journal: &mut Journal,
+    judge: String,
+) -> Result<Made, Fault> {
+    for folder in &args.from {
+        let count = journal.join(folder)?;
+        output::say(&format!("{count} pictures came from {}", folder.display()));
     }
     let cells = comparison.cells();
-    let mut grid = Grid::new(comparison);
-    let mut measured: Vec<(Cell, Measures)> = Vec::new();
-    let mut rows: Vec<Value> = Vec::new();
-    let mut plan = Value::Null;
+    let mine: Vec<Cell> = cells.iter().copied().filter(|cell| args.shard.is_none_or(|s| s.has(cell.row))).collect();
+    let missing: Vec<Cell> =
+        mine.iter().copied().filter(|cell| journal.get(&path(comparison, *cell)).is_none()).collect();
+    if missing.len() < mine.len() {
+        let there = mine.len() - missing.len();
+        output::say(&format!("{there} of {} pictures are there already; going on with the rest", mine.len()));
+    }
     let mut told = BTreeSet::new();
-    let bar = output::bar(cells.len() as u64, false);
+    let bar = output::bar(mine.len() as u64, false);
     let since = Instant::now();
-    for (i, cell) in cells.iter().copied().enumerate() {
-        let title = comparison.columns[cell.column].title();
-        bar.set_message(format!("{}: {title}", comparison.people[cell.person].name));
+    for (i, cell) in missing.iter().copied().enumerate() {
+        bar.set_position((mine.len() - missing.len() + i) as u64);
+        if i > 0 {
+            bar.set_prefix(output::time_left(since.elapsed().as_secs_f64() / i as f64 * (missing.len() - i) as f64));
+        }
+        let (person, column) = (&comparison.people[cell.person], &comparison.columns[cell.column]);
+        bar.set_message(format!("{}: {}", person.name, column.title()));
         let mut observe = |event: Event| {
             if let Event::Note(note) = event
                 && told.insert(note.clone())
@@ -125,25 +161,42 @@ fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(),
             ControlFlow::Continue(())
         };
         let made = run.make(cell, &mut observe)?;
-        let name =
-            format!("pictures/{:03}-{:02}-{}.png", cell.person, cell.prompt, comparison.columns[cell.column].name());
-        engine::write_atomically(&folder.join(&name), &made.plan.png(&made.picture)?)?;
-        grid.add(cell, &made.picture);
-        rows.push(row(comparison, cell, &name, made.picture.seed, &made.measures));
-        if comparison.columns[cell.column].method.name == "instantid" || plan.is_null() {
-            plan = json!(made.plan);
-        }
-        measured.push((cell, made.measures));
-        bar.set_position(i as u64 + 1);
-        let left = since.elapsed().as_secs_f64() / (i + 1) as f64 * (cells.len() - i - 1) as f64;
-        bar.set_prefix(output::time_left(left));
+        let path = path(comparison, cell);
+        journal.settle(&settings(&made.plan), &format!("-o {}", args.output.display()))?;
+        let about = json!({
+            "face": person.name,
+            "prompt": comparison.prompts[cell.prompt].text,
+            "column": column.name(),
+        });
+        let entry = Entry::new(made.picture.seed, made.measures, about, &path);
+        journal.add(&path, &made.plan.png(&made.picture)?, entry)?;
     }
     bar.finish_and_clear();
-    let mut table = table(comparison, &measured, run.people_at_hand(), &plan);
-    table["pictures"] = json!(rows);
-    faces::save_png(&folder.join("grid.png"), &grid.picture())?;
+    let there = |cell: &Cell| Some((*cell, journal.get(&path(comparison, *cell))?.measures.clone()));
+    let measured: Vec<(Cell, Measures)> = cells.iter().filter_map(there).collect();
     let summaries = compare::summaries(comparison, &measured);
-    let page = page::page(comparison, &summaries, &measured, &table);
+    let reality = compare::reality(comparison);
+    Ok(Made { measured, wanted: cells.len(), at_hand: run.people_at_hand(), judge, summaries, reality })
+}
+
+/// Writes what there is to see, and says where it is.
+fn tell(args: &CompareArgs, comparison: &Comparison, made: &Made, journal: &Journal) -> Result<(), Fault> {
+    let folder = &args.output;
+    for (i, person) in comparison.people.iter().enumerate() {
+        if let Some(photo) = &person.photo {
+            faces::save_png(&folder.join(reference(i)), &photo.image)?;
+        }
+    }
+    let cells: Vec<Cell> = made.measured.iter().map(|(cell, _)| *cell).collect();
+    let grid = grid::grid(comparison, &cells, |cell| folder.join(path(comparison, cell)))?;
+    faces::save_png(&folder.join("grid.png"), &grid)?;
+    let charts = chart::charts(&made.summaries, &made.reality);
+    let curve = chart::picture(&charts);
+    if let Some(curve) = &curve {
+        faces::save_png(&folder.join("curve.png"), curve)?;
+    }
+    let table = table::table(comparison, made, journal);
+    let page = page::page(comparison, made, &table["settings"], &charts, folder)?;
     for (name, text) in [("table.json", serde_json::to_string_pretty(&table).unwrap_or_default()), ("index.html", page)]
     {
         engine::write_atomically(&folder.join(name), text.as_bytes())?;
@@ -151,8 +204,21 @@ fn make(args: &CompareArgs, comparison: &Comparison, mut run: Run) -> Result<(),
     if args.json {
         return output::json(&table);
     }
-    tell(&summaries)?;
-    output::line(&folder.join("index.html").display().to_string())
+    table::tell(made)?;
+    if cells.len() < made.wanted {
+        output::say(&format!(
+            "{} of {} pictures are made; the same command without --shard makes the rest, and --from FOLDER takes them from elsewhere",
+            cells.len(),
+            made.wanted
+        ));
+    }
+    let names = [Some("grid.png"), curve.as_ref().map(|_| "curve.png"), Some("index.html")];
+    names.into_iter().flatten().try_for_each(|name| output::line(&folder.join(name).display().to_string()))
+}
+
+/// Where a picture stands in the folder.
+fn path(comparison: &Comparison, cell: Cell) -> String {
+    format!("pictures/{:03}-{:02}-{}.png", cell.person, cell.prompt, comparison.columns[cell.column].name())
 }
 
 /// Where a person's given picture stands.
@@ -160,44 +226,9 @@ fn reference(person: usize) -> PathBuf {
     PathBuf::from(format!("pictures/{person:03}-reference.png"))
 }
 
-fn row(comparison: &Comparison, cell: Cell, path: &str, seed: u64, measures: &Measures) -> Value {
-    let mut row = json!(measures);
-    row["face"] = json!(comparison.people[cell.person].name);
-    row["prompt"] = json!(comparison.prompts[cell.prompt].text);
-    row["column"] = json!(comparison.columns[cell.column].name());
-    row["path"] = json!(path);
-    row["seed"] = json!(seed);
-    row
-}
-
-fn table(comparison: &Comparison, measured: &[(Cell, Measures)], at_hand: usize, plan: &Value) -> Value {
-    let people = comparison
-        .people
-        .iter()
-        .enumerate()
-        .map(|(i, person)| json!({"name": person.name, "reference": reference(i), "others": person.others()}));
-    let prompts = comparison.prompts.iter().map(|prompt| json!({"prompt": prompt.text, "asks": prompt.asks}));
-    let settings =
-        ["width", "height", "steps", "guidance", "sampler", "rng", "device", "precision", "models", "version"];
-    let settings: serde_json::Map<String, Value> =
-        settings.iter().map(|key| (key.to_string(), plan[*key].clone())).collect();
-    json!({
-        "columns": compare::summaries(comparison, measured),
-        "reality": compare::reality(&comparison.people),
-        "people_at_hand": at_hand,
-        "people": people.collect::<Vec<_>>(),
-        "prompts": prompts.collect::<Vec<_>>(),
-        "settings": settings,
-    })
-}
-
-/// The table for a terminal.
-fn tell(summaries: &[compare::Summary]) -> Result<(), Fault> {
-    let width = summaries.iter().map(|s| s.title.chars().count()).max().unwrap_or(0);
-    output::line(&format!("{:width$}{}", "", page::HEADS.map(|head| format!("{head:>12}")).concat()))?;
-    for summary in summaries {
-        let values = page::values(summary).map(|value| format!("{value:>12}")).concat();
-        output::line(&format!("{:width$}{values}", summary.title))?;
-    }
-    Ok(())
+/// What all pictures of a comparison share.
+fn settings(plan: &Plan) -> Value {
+    let plan = json!(plan);
+    let keys = ["width", "height", "steps", "guidance", "sampler", "rng", "device", "precision", "models", "version"];
+    keys.iter().map(|key| (key.to_string(), plan[*key].clone())).collect::<serde_json::Map<_, _>>().into()
 }

@@ -1,11 +1,16 @@
 //! Who and what is compared: faces, their other pictures, the crowd around them, prompts.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use cast::HELD_OUT;
-use compare::{Eyes, Gallery, Known, Person, Prompt};
-use faces::Photo;
+use compare::{Comparison, Eyes, Gallery, Known, Person, Prompt};
+use engine::Request;
+use faces::{Identity, Photo};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
+use super::JudgeFiles;
 use crate::cli::CompareArgs;
 use crate::fault::Fault;
 use crate::output;
@@ -17,11 +22,14 @@ const AMONG: usize = 40;
 const OTHERS: usize = people::ALBUM - 1;
 /// More than are worth drawing for a measure.
 const MOST: usize = 10_000;
+/// Endings of pictures in a person's folder.
+const PICTURES: [&str; 6] = ["png", "jpg", "jpeg", "webp", "bmp", "gif"];
 
 /// A face that was asked for.
 pub(crate) struct Subject {
     pub(crate) name: String,
-    pub(crate) file: PathBuf,
+    /// A photo or a saved identity.
+    pub(crate) given: PathBuf,
     /// Of a drawn character.
     pub(crate) seed: Option<u64>,
     pub(crate) others: Vec<PathBuf>,
@@ -43,35 +51,56 @@ pub(crate) fn said(args: &CompareArgs, drawn: &mut Drawn) -> Result<Vec<Subject>
     let unseen = (0..count).map(|i| PathBuf::from(format!("cast:{}", unseen(i))));
     let mut subjects = Vec::new();
     for face in args.face.iter().cloned().chain(unseen) {
-        let seed = people::seed(&face)?;
-        let name = match seed {
-            Some(_) => face.display().to_string(),
-            None => face.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        };
-        subjects.push(Subject { name, file: drawn.file(&face)?, seed, others: Vec::new() });
+        subjects.push(subject(&face, drawn)?);
     }
     if subjects.is_empty() {
         return Err(Fault::Given(
             "there is nobody to compare; add --face PHOTO, --face cast:SEED or --cast-faces N".into(),
         ));
     }
-    if let Some(file) = subjects.iter().find(|subject| faces::Identity::sniff(&subject.file)) {
-        return Err(Fault::Given(format!(
-            "--face {}: a saved identity has no picture that could be compared; give a photo",
-            file.file.display()
-        )));
-    }
     match (&mut subjects[..], args.other.is_empty()) {
         (_, true) => {}
-        ([one], false) => one.others = args.other.iter().map(|other| drawn.file(other)).collect::<Result<_, _>>()?,
+        ([one], false) => {
+            for other in &args.other {
+                one.others.push(drawn.file(other)?);
+            }
+        }
         (several, false) => {
             return Err(Fault::Given(format!(
-                "--other belongs to one --face, and {} are given; compare them one by one",
+                "--other belongs to one --face, and {} are given; give each person a folder of pictures: --face FOLDER",
                 several.len()
             )));
         }
     }
     Ok(subjects)
+}
+
+/// A photo, a saved identity, a drawn character, or a folder with pictures of one person.
+fn subject(face: &Path, drawn: &mut Drawn) -> Result<Subject, Fault> {
+    let name = face.file_name().unwrap_or(face.as_os_str()).to_string_lossy().into_owned();
+    if !face.is_dir() {
+        let seed = people::seed(face)?;
+        let name = if seed.is_some() { face.display().to_string() } else { name };
+        return Ok(Subject { name, given: drawn.file(face)?, seed, others: Vec::new() });
+    }
+    let sentence = |why: String| Fault::Given(format!("--face {}: {why}", face.display()));
+    let entries = std::fs::read_dir(face).map_err(|e| sentence(format!("the folder could not be read: {e}")))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    let is_picture = |path: &PathBuf| {
+        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        ending.is_some_and(|ending| PICTURES.contains(&&*ending))
+    };
+    let mut others: Vec<PathBuf> = files.iter().filter(|path| is_picture(path)).cloned().collect();
+    let identity = files.iter().find(|path| Identity::sniff(path)).cloned();
+    let given = match identity {
+        Some(identity) => identity,
+        None if others.is_empty() => {
+            return Err(sentence(format!("holds no pictures of a person ({})", PICTURES.join(", "))));
+        }
+        None => others.remove(0),
+    };
+    Ok(Subject { name, given, seed: None, others })
 }
 
 /// The prompts that were asked for; only drawn ones say what they ask for.
@@ -99,16 +128,22 @@ pub(crate) fn meet(subject: &Subject, drawn: &Drawn, eyes: &Eyes, built_in: bool
         None => Vec::new(),
     };
     for other in &subject.others {
-        others.push(Known { photo: Photo::open(other)?, keypoints: None });
+        others.push(Known::photo(Photo::open(other)?));
     }
-    let photo = Photo::open(&subject.file)?;
-    if built_in && subject.seed.is_none() && engine::metadata::drawn(&subject.file).is_none() {
+    if Identity::sniff(&subject.given) {
+        return Ok(Person::saved(&subject.name, Identity::open(&subject.given)?, &others, eyes)?);
+    }
+    let given = match subject.seed {
+        Some(seed) => people::portrait(seed)?,
+        None => Known::photo(Photo::open(&subject.given)?),
+    };
+    if built_in && subject.seed.is_none() && engine::metadata::drawn(&subject.given).is_none() {
         output::say(&format!(
             "note: {}: the built-in models and their judge know drawn characters only; for photographs, `sameface models pull instantid` brings models, and --judge names another encoder",
-            drawn.in_words(&photo.name)
+            drawn.in_words(&given.photo.name)
         ));
     }
-    Ok(Person::meet(&subject.name, photo, None, &others, eyes)?)
+    Ok(Person::meet(&subject.name, &given, &others, eyes)?)
 }
 
 /// People who are not compared, among whom the judge must find those who are.
@@ -132,6 +167,80 @@ pub(crate) fn crowd(args: &CompareArgs, subjects: &[Subject], eyes: &Eyes) -> Re
 pub(crate) fn stranger(subjects: &[Subject], drawn: &mut Drawn, eyes: &Eyes) -> Option<Person> {
     let seed = (AMONG..).map(unseen).find(|seed| subjects.iter().all(|subject| subject.seed != Some(*seed)))?;
     let name = format!("cast:{seed}");
-    let file = drawn.file(name.as_ref()).ok()?;
-    Person::meet(&name, Photo::open(&file).ok()?, None, &[], eyes).ok()
+    drawn.file(name.as_ref()).ok()?;
+    Person::meet(&name, &people::portrait(seed).ok()?, &[], eyes).ok()
+}
+
+/// Sentences on what cannot be measured, and what would change that.
+pub(crate) fn lacking(comparison: &Comparison, crowd: &Gallery, eyes: &Eyes) -> Vec<String> {
+    let people = &comparison.people;
+    let names = |of: &dyn Fn(&&Person) -> bool| {
+        let names: Vec<&str> = people.iter().filter(of).map(|person| person.name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    let alone = names(&|person| person.others() == 0).map(|names| {
+        format!(
+            "{names}: no other picture of the person is known, so SimGT and copy-paste are not measured; --other PHOTO, or --face FOLDER with several pictures, gives some"
+        )
+    });
+    let saved = names(&|person| person.photo.is_none())
+        .map(|names| format!("{names}: a saved identity has no picture, so SimRef is not measured"));
+    let single = (people.len() == 1 && crowd.is_empty())
+        .then(|| "there is one person alone, so top-1 is not measured; --among N adds drawn people".to_string());
+    let free = comparison.prompts.iter().filter(|prompt| prompt.asks.is_empty()).count();
+    let text = match (eyes.reads_content(), free) {
+        (false, _) => Some("the judge has no content.onnx, so text and keypoints are not measured".to_string()),
+        (true, 0) => None,
+        (true, _) => Some(
+            "what a --prompt in free words asks for is not known, so text agreement is measured for --cast-prompts only"
+                .to_string(),
+        ),
+    };
+    [alone, saved, single, text].into_iter().flatten().collect()
+}
+
+/// What is compared, as it has to be the same where pictures of several runs are put together. Methods and weights do
+/// not belong to it: each picture stands for itself, and more can be added.
+pub(crate) fn asked(
+    args: &CompareArgs,
+    subjects: &[Subject],
+    prompts: &[Prompt],
+    request: &Request,
+    judge: &JudgeFiles,
+) -> Result<Value, Fault> {
+    let faces = subjects.iter().map(|subject| {
+        let others = subject.others.iter().map(|other| digest(other)).collect::<Result<Vec<_>, _>>()?;
+        Ok(json!({"name": subject.name, "sha256": digest(&subject.given)?, "others": others}))
+    });
+    let judge: BTreeMap<&str, String> = ["identity.onnx", "content.onnx", "judge.json"]
+        .into_iter()
+        .filter(|name| judge.folder.join(name).is_file())
+        .map(|name| Ok((name, digest(&judge.folder.join(name))?)))
+        .collect::<Result<_, Fault>>()?;
+    let models = &request.models;
+    let models = [&models.ip_adapter, &models.identitynet, &models.face_models].map(|path| path.as_deref());
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "faces": faces.collect::<Result<Vec<_>, Fault>>()?,
+        "prompts": prompts.iter().map(|prompt| json!({"prompt": prompt.text, "asks": prompt.asks})).collect::<Vec<_>>(),
+        "per_face": args.per_face,
+        "among": args.among,
+        "seed": request.seed,
+        "negative": request.negative,
+        "size": request.size,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "sampler": request.sampler,
+        "identitynet_scale": request.identitynet_scale,
+        "ip_adapter_scale": request.ip_adapter_scale,
+        "model": name(&request.models.base),
+        "other_models": models.map(|path| path.and_then(name)),
+        "judge": judge,
+    }))
+}
+
+fn digest(file: &Path) -> Result<String, Fault> {
+    let bytes = std::fs::read(file).map_err(|e| Fault::Given(format!("{} could not be read: {e}", file.display())))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
