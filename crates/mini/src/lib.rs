@@ -3,14 +3,19 @@
 //! They are unpacked once into a cache folder, so that the very same loading code runs that runs on any other model:
 //! memory maps, digests in the picture's record, messages that name files. The folder's name carries the digest of its
 //! content, and before each use its files are compared byte for byte with what is embedded (some 20 ms for 50 MB), so a
-//! damaged or foreign folder is never loaded. A build without `models/mini` has no built-in model and says so.
+//! damaged or foreign folder is never loaded. Folders of other builds that nobody uses any more are removed. A build
+//! without `models/mini` has no built-in model and says so.
 
+mod old;
 mod table {
     include!(concat!(env!("OUT_DIR"), "/table.rs"));
 }
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::SystemTime;
 use table::{DIGEST, FILES};
 
 /// The built-in files could not be unpacked.
@@ -31,8 +36,12 @@ pub fn bytes() -> u64 {
     FILES.iter().map(|(_, bytes)| bytes.len() as u64).sum()
 }
 
+/// The folder that this process uses, and the lock that says so to others.
+static IN_USE: Mutex<Option<(PathBuf, Option<File>)>> = Mutex::new(None);
+
 /// Unpacks the files below `cache` unless they are there, and returns their folder: `cache/mini-<digest>`. `None` where
-/// this build carries none.
+/// this build carries none. The folder stays as long as the process runs; after a day in which nobody has used it, another
+/// build may remove it.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -40,8 +49,15 @@ pub fn unpack(cache: &Path) -> Result<Option<PathBuf>, Error> {
     if !is_built_in() {
         return Ok(None);
     }
-    let folder = cache.join(format!("mini-{}", &DIGEST[..16]));
-    place(FILES, &folder).map_err(|source| Error { folder: folder.clone(), source })?;
+    let folder = cache.join(format!("{}{}", old::PREFIX, &DIGEST[..old::DIGITS]));
+    let mut in_use = IN_USE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if in_use.as_ref().is_none_or(|(used, _)| *used != folder) {
+        std::fs::create_dir_all(cache).map_err(|source| Error { folder: folder.clone(), source })?;
+        let lock = old::hold(&folder);
+        place(FILES, &folder).map_err(|source| Error { folder: folder.clone(), source })?;
+        old::sweep(cache, &folder, SystemTime::now());
+        *in_use = Some((folder.clone(), lock));
+    }
     Ok(Some(folder))
 }
 
@@ -52,13 +68,13 @@ fn place(files: &[(&str, &[u8])], folder: &Path) -> std::io::Result<()> {
     }
     let parent = folder.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)?;
-    let beside = tempfile::Builder::new().prefix(".mini-").tempdir_in(parent)?;
+    let beside = tempfile::Builder::new().prefix(old::TEMPORARY).tempdir_in(parent)?;
     let fresh = beside.path().join("new");
     std::fs::create_dir(&fresh)?;
     for (name, bytes) in files {
         let path = fresh.join(name);
         std::fs::create_dir_all(path.parent().unwrap_or(&fresh))?;
-        let mut file = std::fs::File::create(&path)?;
+        let mut file = File::create(&path)?;
         file.write_all(bytes)?;
         file.sync_all()?;
     }
@@ -103,6 +119,10 @@ mod tests {
             place(SMALL, &folder).unwrap();
             assert!(is_whole(SMALL, &folder), "{damage:?}");
         }
+        // Half of it, as a power cut may leave it.
+        std::fs::remove_dir_all(folder.join("unet")).unwrap();
+        place(SMALL, &folder).unwrap();
+        assert!(is_whole(SMALL, &folder));
         let left = std::fs::read_dir(cache.path().join("deep")).unwrap().count();
         assert_eq!(left, 1, "nothing is left beside");
     }
