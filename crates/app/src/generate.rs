@@ -186,7 +186,7 @@ fn tell(
         }
         if let Some((same, others)) = scale {
             output::say(&format!(
-                "(a network judged it that did not steer the picture; other drawings of the person have {same:.2}, of other people {others:.2})"
+                "on that scale other drawings of the same person have {same:.2}, drawings of other people {others:.2}; the judge is a network that steered nothing"
             ));
         }
         return Ok(());

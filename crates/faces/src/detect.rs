@@ -102,8 +102,9 @@ impl Scrfd {
     /// As [`Scrfd::detect`], but a picture smaller than 640 pixels is first tried as it is. Magnified, a drawing or a
     /// generated picture is softer than what a small detector was trained on, and its keypoints lie less exactly.
     pub fn detect_unmagnified(&self, picture: &RgbImage) -> Result<Detections> {
-        // Below the smallest side that is ever tried, magnifying helps.
-        let longest = picture.width().max(picture.height()).max(SMALLER_SIDES[6]).next_multiple_of(32);
+        // Below the smallest side that is ever tried, magnifying helps; every stride has to fit.
+        let stride = self.strides.last().copied().unwrap_or(32) as u32;
+        let longest = picture.width().max(picture.height()).max(SMALLER_SIDES[6]).next_multiple_of(stride);
         if longest < self.canvas.0.max(self.canvas.1) {
             let faces = self.detect_at(picture, (longest, longest))?;
             if !faces.is_empty() {

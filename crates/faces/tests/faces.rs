@@ -113,6 +113,21 @@ fn smaller_detection_sizes_are_tried_when_nothing_is_found() {
 }
 
 #[test]
+fn a_small_picture_is_measured_as_it_is() {
+    let analyzer = open("plain");
+    let photo = Photo::open(&fixture("face.png")).unwrap().image;
+    let (as_it_is, magnified) =
+        (analyzer.detections_unmagnified(&photo).unwrap(), analyzer.detections(&photo).unwrap());
+    assert_eq!((photo.dimensions(), as_it_is.side, magnified.side), ((200, 240), 256, 640));
+    assert!(!as_it_is.faces.is_empty() && as_it_is.faces != magnified.faces);
+    // Strides of 64 and 128 have to fit into the side.
+    assert_eq!(open("five").detections_unmagnified(&photo).unwrap().side, 256);
+    let large = image::imageops::resize(&photo, 700, 840, image::imageops::FilterType::Triangle);
+    let (one, other) = (analyzer.detections_unmagnified(&large).unwrap(), analyzer.detections(&large).unwrap());
+    assert_eq!((one.faces, one.side), (other.faces, other.side));
+}
+
+#[test]
 fn hostile_networks_are_refused_with_their_sentence() {
     let detector = std::fs::read(fixture("nets/plain/scrfd_10g_bnkps.onnx")).unwrap();
     let photo = Photo::open(&fixture("face.png")).unwrap();

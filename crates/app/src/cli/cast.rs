@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::values::{finite, seed, whole};
 
 #[derive(Args, Debug)]
-#[command(arg_required_else_help = true)]
+#[command(arg_required_else_help = true, long_about = ABOUT, after_help = FIRST)]
 pub(crate) struct CastArgs {
     #[command(subcommand)]
     pub(crate) command: CastCommand,
@@ -92,6 +92,20 @@ pub(crate) struct DrawArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+const ABOUT: &str = "\
+Draw characters with known identity: subjects that belong to nobody.
+
+A seed is a person: face, hair and age follow from it, and stay the same in any pose, light, dress and style. What a \
+drawing shows is therefore known, and whether a generated picture keeps the person can be measured. cast:SEED stands for \
+the person's portrait wherever a photo is taken. The built-in models know these people and nobody else; those with seeds \
+above 1000000 were kept out of their training.";
+
+const FIRST: &str = "\
+Examples:
+  sameface cast draw --seed 1000001
+  sameface generate \"a film noir portrait of a person in a hat\" --face cast:1000001
+  sameface compare --cast-faces 8 --cast-prompts 8 -o out";
 
 const AFTER: &str = "\
 Examples:
