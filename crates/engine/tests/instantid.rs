@@ -26,7 +26,7 @@ fn request(case: &Value, folder: &Path, models: ModelPaths) -> Request {
     request.identitynet_start = number("identitynet_start");
     request.identitynet_end = number("identitynet_end");
     request.precision = Precision::F32;
-    request.device = DeviceChoice::Cpu;
+    request.device = stack::device();
     request.rng = Rng::Cpu;
     request
 }
@@ -207,7 +207,7 @@ fn what_cannot_be_used_is_refused_by_name() {
         (|r| (r.identitynet_start, r.identitynet_end) = (0.9, 0.1), &["0.9", "0.1"]),
         (|r| r.prompt = "a\0b".into(), &["U+0000"]),
         (|r| r.ip_adapter_scale = Some(f64::INFINITY), &["--ip-adapter-scale is inf"]),
-        (|r| r.device = DeviceChoice::Cuda(0), &["cuda:0"]),
+        (|r| r.device = DeviceChoice::Cuda(77), &["cuda:77"]),
         (|r| r.precision = Precision::F16, &["f16", "bf16"]),
         (|r| r.models.base = "/nowhere".into(), &["/nowhere"]),
     ];

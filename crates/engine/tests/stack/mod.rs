@@ -10,6 +10,15 @@ use std::{
 
 use serde_json::Value;
 
+/// Where generations are tested: what SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
+pub(crate) fn device() -> engine::DeviceChoice {
+    match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
+        Some("cpu") => engine::DeviceChoice::Cpu,
+        Some(gpu) => engine::DeviceChoice::Cuda(gpu.trim_start_matches("cuda:").parse().unwrap()),
+        None => engine::DeviceChoice::Auto,
+    }
+}
+
 /// The fixtures' folder.
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/instantid")

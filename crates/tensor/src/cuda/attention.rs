@@ -3,14 +3,13 @@
 use super::kernels::Family;
 use super::{fresh, place};
 use crate::cpu::attention::Columns;
-use crate::{Error, Result, Tensor};
+use crate::{DType, Error, Result, Tensor};
 
-/// Widths of a head for which there is a kernel on tensor cores; others are rounded up to the next.
-#[cfg(test)]
-pub(super) const HEADS: [usize; 0] = [];
+/// Widths of a head for which the kernel on tensor cores is compiled; others take the next.
+pub(super) const HEADS: [usize; 8] = [16, 32, 48, 64, 80, 96, 128, 160];
 
-/// Queries of a block of the general kernel.
-const QUERIES: usize = 16;
+/// Queries of a block: of the general kernel and of the one on tensor cores.
+const QUERIES: [usize; 2] = [16, 64];
 /// The widest head that it takes.
 const WIDEST: usize = 512;
 
@@ -57,7 +56,15 @@ pub(crate) fn forward(
     let [k, v] = kv.places()?;
     let [k2, v2] = second.map_or(Ok([0, 0]), |(kv, _)| kv.places())?;
     let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
-    let kernel = gpu.kernel(Family::Attention, "attend", dtype)?;
+    // Tensor cores take 16-bit numbers, and tiles travel in pieces of 16 bytes.
+    let pieces = [queries, k, v, k2, v2].iter().all(|at| at % 16 == 0)
+        && [d, row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].iter().all(|n| n % 8 == 0);
+    let head = HEADS.into_iter().find(|&head| head >= d && dtype != DType::F32 && gpu.arch >= 80 && pieces);
+    let (block, shared) = match head {
+        Some(head) => (QUERIES[1], 4 * 64 * (head + 8) * 2),
+        None => (QUERIES[0], QUERIES[0] * d * 4),
+    };
+    let kernel = gpu.kernel_for(Family::Attention, head.unwrap_or(0), "attend", Some(dtype), shared)?;
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
     let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);
     let (causal, weight) = (i32::from(causal), second.map_or(0.0, |(_, weight)| weight));
@@ -66,9 +73,9 @@ pub(crate) fn forward(
         gpu.launch(
             "attention",
             kernel,
-            [n.div_ceil(QUERIES) as u32, heads as u32, b as u32],
+            [n.div_ceil(block) as u32, heads as u32, b as u32],
             128,
-            (QUERIES * d * 4) as u32,
+            shared as u32,
             &[&queries, &k, &v, &k2, &v2, &to, &counts, &strides, &scale, &causal, &weight],
         )?;
     }

@@ -4,6 +4,10 @@
 struct Counts { int n, m, m2, heads, d; };
 struct Strides { int q, k, k2; };
 
+#define ATTEND(T)                                                                                                      \
+    (const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out, Counts counts, Strides strides,             \
+     float scale, int causal, float weight)
+
 #ifndef HEAD
 // Any head width up to 512 and any element type, f32 sums: 16 queries of one head in a block of 128 threads.
 // Bound: f32 arithmetic units; simple rather than fast.
@@ -133,9 +137,234 @@ __device__ __forceinline__ void attend(const T *q, const T *k, const T *v, const
         }
     }
 }
-#define ATTEND(T)                                                                                                      \
-    (const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out, Counts counts, Strides strides,             \
-     float scale, int causal, float weight)
 KERNELS(attend, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
 
+#else
+// Heads of up to HEAD numbers, f16 or bf16, on tensor cores (mma.sync): 64 queries of one head in a block of four
+// warps, 16 rows each; tiles of 64 keys and values in shared memory, the next one on its way while one is worked on.
+// Scores, weights and sums stay in registers. Bound: tensor cores and exponentials; 4 n m d operations.
+
+#define KEYS 64
+// Rows of a tile are 16 bytes longer than they need be, so that eight rows lie in different banks.
+#define ROW (HEAD + 8)
+#define TILES (HEAD / 8)
+#define STEPS (HEAD / 16)
+
+#ifndef HOST_CHECK
+__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+// 16 bytes from global to shared memory on the way; zeros where `there` is false.
+__device__ __forceinline__ void fetch(u16 *to, const u16 *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0));
+}
+__device__ __forceinline__ void fetch_commit() { asm volatile("cp.async.commit_group;"); }
+template <int N> __device__ __forceinline__ void fetch_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N)); }
+
+// Four 8x8 matrices whose rows the lanes 0-7, 8-15, 16-23 and 24-31 point to.
+__device__ __forceinline__ void load4(u32 (&r)[4], const u16 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)));
+}
+__device__ __forceinline__ void load4_transposed(u32 (&r)[4], const u16 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)));
+}
+
+// c [16, 8] += a [16, 16] b [16, 8]
+__device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, f16) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// Two numbers in one register, the first in the low half.
+__device__ __forceinline__ u32 pair(float low, float high, f16) {
+    u32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+__device__ __forceinline__ u32 pair(float low, float high, bf16) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+#endif
+
+// Rows base .. base + 64 of x, `stride` numbers apart, into a tile; zeros beyond `rows` and beyond `d`.
+__device__ __forceinline__ void stage(u16 *tile, const u16 *x, int base, int rows, int d, i64 stride) {
+    for (int i = threadIdx.x; i < KEYS * TILES; i += 128) {
+        int r = i / TILES, e = i % TILES * 8;
+        bool there = base + r < rows && e < d;
+        fetch(tile + r * ROW + e, there ? x + (base + r) * stride + e : x, there);
+    }
+}
+
+// One branch for the 64 queries of the block: out += weight * softmax(q k^T) v. `q` holds the warp's fragments,
+// `factor` is the scale times log2(e), `first` the warp's first query.
+template <typename T>
+__device__ __forceinline__ void branch(const u32 (&q)[STEPS][4], u16 *tiles, const u16 *k, const u16 *v, int m, int d,
+                                       i64 stride, int first, int block_end, float factor, int causal, float weight,
+                                       float (&out)[TILES][4]) {
+    int lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
+    // Two pairs of tiles: keys and values of this round and of the next.
+    const int PAIR = 2 * KEYS * ROW;
+    float acc[TILES][4];
+#pragma unroll
+    for (int j = 0; j < TILES; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[j][i] = 0.0f;
+    float highest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
+    int end = causal && block_end < m ? block_end : m;
+    stage(tiles, k, 0, m, d, stride);
+    stage(tiles + KEYS * ROW, v, 0, m, d, stride);
+    fetch_commit();
+    for (int base = 0, round = 0; base < end; base += KEYS, round++) {
+        const u16 *keys = tiles + round % 2 * PAIR, *values = keys + KEYS * ROW;
+        if (base + KEYS < end) {
+            u16 *next = tiles + (round + 1) % 2 * PAIR;
+            stage(next, k, base + KEYS, m, d, stride);
+            stage(next + KEYS * ROW, v, base + KEYS, m, d, stride);
+            fetch_commit();
+            fetch_wait<1>();
+        } else {
+            fetch_wait<0>();
+        }
+        __syncthreads();
+        float s[8][4];
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[j][i] = 0.0f;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+            for (int j = 0; j < 8; j += 2) {
+                // Keys j 8 .. j 8 + 16 and 16 numbers of each.
+                u32 b[4];
+                load4(b, keys + (j * 8 + lane / 16 * 8 + lane % 8) * ROW + step * 16 + lane / 8 % 2 * 8);
+                mma(s[j], q[step], b[0], b[1], T());
+                mma(s[j + 1], q[step], b[2], b[3], T());
+            }
+        }
+        // Rows group and group + 8; columns base + 8 j + place and the next.
+        float top[2] = {highest[0], highest[1]};
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int key = base + j * 8 + place + i % 2, query = first + group + i / 2 * 8;
+                s[j][i] = key < m && (!causal || key <= query) ? s[j][i] * factor : -INFINITY;
+                top[i / 2] = fmaxf(top[i / 2], s[j][i]);
+            }
+        float change[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
+            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
+            // A query may see none of these keys; then nothing changes.
+            float safe = top[h] == -INFINITY ? 0.0f : top[h];
+            change[h] = power_of_two(highest[h] - safe);
+            highest[h] = top[h];
+            top[h] = safe;
+            total[h] *= change[h];
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[j][i] = power_of_two(s[j][i] - top[i / 2]);
+                total[i / 2] += s[j][i];
+            }
+#pragma unroll
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) acc[j][i] *= change[i / 2];
+#pragma unroll
+        for (int step = 0; step < 4; step++) {
+            // The scores' registers are the weights' fragments as they lie.
+            u32 a[4] = {pair(s[2 * step][0], s[2 * step][1], T()), pair(s[2 * step][2], s[2 * step][3], T()),
+                        pair(s[2 * step + 1][0], s[2 * step + 1][1], T()),
+                        pair(s[2 * step + 1][2], s[2 * step + 1][3], T())};
+#pragma unroll
+            for (int j = 0; j < TILES; j += 2) {
+                u32 b[4];
+                load4_transposed(b, values + (step * 16 + lane % 16) * ROW + j * 8 + lane / 16 * 8);
+                mma(acc[j], a, b[0], b[1], T());
+                mma(acc[j + 1], a, b[2], b[3], T());
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 1);
+        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 2);
+        total[h] = weight / total[h];
+    }
+#pragma unroll
+    for (int j = 0; j < TILES; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) out[j][i] += acc[j][i] * total[i / 2];
+}
+
+// As the general kernel; d is a multiple of 8 and at most HEAD, rows begin at multiples of 16 bytes. Grid (n / 64,
+// heads, b), 128 threads, 4 * 64 * ROW numbers of shared memory.
+template <typename T>
+__device__ __forceinline__ void attend(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
+                                       Counts counts, Strides strides, float scale, int causal, float weight) {
+    extern __shared__ u16 tiles[];
+    int n = counts.n, d = counts.d, head = blockIdx.y, picture = blockIdx.z;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
+    int block = blockIdx.x * 64, first = block + warp * 16;
+    // The block's queries by way of the first tile.
+    stage(tiles, (const u16 *)q + (i64)picture * n * strides.q + head * d, block, n, d, strides.q);
+    fetch_commit();
+    fetch_wait<0>();
+    __syncthreads();
+    u32 fragments[STEPS][4];
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+        load4(fragments[step], tiles + (warp * 16 + lane % 16) * ROW + step * 16 + lane / 16 * 8);
+    }
+    __syncthreads();
+    float sum[TILES][4];
+#pragma unroll
+    for (int j = 0; j < TILES; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[j][i] = 0.0f;
+    float factor = scale * 1.4426950408889634f;
+    i64 at = (i64)picture * counts.m * strides.k + head * d;
+    branch<T>(fragments, tiles, (const u16 *)k + at, (const u16 *)v + at, counts.m, d, strides.k, first, block + 64,
+              factor, causal, 1.0f, sum);
+    if (k2) {
+        at = (i64)picture * counts.m2 * strides.k2 + head * d;
+        branch<T>(fragments, tiles, (const u16 *)k2 + at, (const u16 *)v2 + at, counts.m2, d, strides.k2, first,
+                  block + 64, factor, 0, weight, sum);
+    }
+    u16 *to = (u16 *)out + (i64)picture * n * counts.heads * d + head * d;
+#pragma unroll
+    for (int j = 0; j < TILES; j++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int row = first + group + h * 8, column = j * 8 + place;
+            if (row < n && column < d) {
+                *(u32 *)(to + (i64)row * counts.heads * d + column) = pair(sum[j][2 * h], sum[j][2 * h + 1], T());
+            }
+        }
+}
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+KERNEL_OF(attend, f16, f16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
+KERNEL_OF(attend, bf16, bf16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
+#endif
 #endif
