@@ -208,7 +208,7 @@ fn what_cannot_be_used_is_refused_by_name() {
         (|r| r.prompt = "a\0b".into(), &["U+0000"]),
         (|r| r.ip_adapter_scale = Some(f64::INFINITY), &["--ip-adapter-scale is inf"]),
         (|r| r.device = DeviceChoice::Cuda(77), &["cuda:77"]),
-        (|r| r.precision = Precision::F16, &["f16", "bf16"]),
+        (|r| (r.device, r.precision) = (DeviceChoice::Cpu, Precision::F16), &["f16", "bf16"]),
         (|r| r.models.base = "/nowhere".into(), &["/nowhere"]),
     ];
     for (change, words) in rows {

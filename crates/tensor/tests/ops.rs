@@ -6,6 +6,9 @@ use tensor::{DType, Device, Tensor};
 
 /// Where the operators are tested.
 fn device() -> Device {
+    if let Ok(folder) = std::env::var("SAMEFACE_TEST_KERNELS") {
+        tensor::set_kernel_cache(std::path::Path::new(&folder));
+    }
     match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
         Some("cpu") => Device::Cpu,
         Some(gpu) => Device::Cuda(gpu.trim_start_matches("cuda:").parse().unwrap()),

@@ -10,6 +10,9 @@ use weights::{Scope, Weights};
 
 /// Where the networks are tested: what SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
 pub(crate) fn device() -> Device {
+    if let Ok(folder) = std::env::var("SAMEFACE_TEST_KERNELS") {
+        tensor::set_kernel_cache(std::path::Path::new(&folder));
+    }
     match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
         Some("cpu") => Device::Cpu,
         Some(gpu) => Device::Cuda(gpu.trim_start_matches("cuda:").parse().unwrap()),

@@ -1,6 +1,7 @@
 //! Attention on a GPU.
 
 use super::kernels::Family;
+use super::linear::{Matrix, Product};
 use super::{fresh, place};
 use crate::cpu::attention::Columns;
 use crate::{DType, Error, Result, Tensor};
@@ -12,6 +13,11 @@ pub(super) const HEADS: [usize; 8] = [16, 32, 48, 64, 80, 96, 128, 160];
 const QUERIES: [usize; 2] = [16, 64];
 /// The widest head that it takes.
 const WIDEST: usize = 512;
+
+/// From this width of a head and so many queries and keys on, two products with a softmax between them are faster.
+const WIDE: usize = 64;
+/// Bytes of scores that are held at once.
+const SCORES: usize = 256 << 20;
 
 /// Keys and values of one branch: columns of tensors whose rows are equally long.
 pub(crate) struct Keys {
@@ -55,15 +61,24 @@ pub(crate) fn forward(
     let queries = queries + (q.first * dtype.bytes()) as u64;
     let [k, v] = kv.places()?;
     let [k2, v2] = second.map_or(Ok([0, 0]), |(kv, _)| kv.places())?;
-    let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
     // Tensor cores take 16-bit numbers, and tiles travel in pieces of 16 bytes.
     let pieces = [queries, k, v, k2, v2].iter().all(|at| at % 16 == 0)
         && [d, row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].iter().all(|n| n % 8 == 0);
     let head = HEADS.into_iter().find(|&head| head >= d && dtype != DType::F32 && gpu.arch >= 80 && pieces);
+    if head.is_none()
+        && d >= WIDE
+        && n.min(kv.k.dim(1)) >= WIDE
+        && !causal
+        && second.is_none()
+        && let Some(out) = by_products(q, kv, heads, scale)?
+    {
+        return Ok(out);
+    }
     let (block, shared) = match head {
         Some(head) => (QUERIES[1], 4 * 64 * (head + 8) * 2),
         None => (QUERIES[0], QUERIES[0] * d * 4),
     };
+    let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
     let kernel = gpu.kernel_for(Family::Attention, head.unwrap_or(0), "attend", Some(dtype), shared)?;
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
     let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);
@@ -80,4 +95,65 @@ pub(crate) fn forward(
         )?;
     }
     Ok(out)
+}
+
+/// Attention as two products with a softmax between them, over as many queries at once as their scores may take memory;
+/// none where cuBLASLt does not take them. For wide heads, such as the single one of an autoencoder.
+fn by_products(q: Columns, kv: &Keys, heads: usize, scale: f32) -> Result<Option<Tensor>> {
+    let [b, n, row] = q.tensor.dims3()?;
+    let (m, dtype, size) = (kv.k.dim(1), q.tensor.dtype(), q.tensor.dtype().bytes());
+    let (width, d, stride) = (q.width, q.width / heads, kv.k.last_dim());
+    let (gpu, queries) = place(q.tensor)?;
+    let [k, v] = kv.places()?;
+    let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
+    let block = (SCORES / (4 * m)).clamp(1, n);
+    let (scores, at) = fresh(gpu, DType::F32, &[block, m])?;
+    // In f32 the weights take the scores' place.
+    let (weights, weight) = if dtype == DType::F32 { (scores.clone(), at) } else { fresh(gpu, dtype, &[block, m])? };
+    let softmax = gpu.kernel(Family::Norm, "softmax", dtype)?;
+    let offset = |numbers: usize| (numbers * size) as u64;
+    for (picture, head) in (0..b * heads).map(|i| (i / heads, i % heads)) {
+        for first in (0..n).step_by(block) {
+            let rows = block.min(n - first);
+            let matrix = |at, stride| Matrix { at, stride };
+            let mut product = Product {
+                rows,
+                depth: d,
+                columns: m,
+                dtype,
+                x: matrix(queries + offset((picture * n + first) * row + q.first + head * d), row),
+                w: matrix(k + offset(picture * m * stride + head * d), stride),
+                transposed: true,
+                out: matrix(at, m),
+                out_dtype: DType::F32,
+                alpha: scale,
+                bias: None,
+                residual: None,
+            };
+            let (count, keys) = (rows as i32, m as i32);
+            // SAFETY: the sizes are the tensors' own, which the caller compared; a block of the softmax has one row.
+            unsafe {
+                if !gpu.product(&product)? {
+                    return Ok(None);
+                }
+                gpu.launch("attention", softmax, [rows as u32, 1, 1], 256, 0, &[&at, &weight, &count, &keys])?;
+                product = Product {
+                    depth: m,
+                    columns: d,
+                    x: matrix(weight, m),
+                    w: matrix(v + offset(picture * m * stride + head * d), stride),
+                    transposed: false,
+                    out: matrix(to + offset((picture * n + first) * width + head * d), width),
+                    out_dtype: dtype,
+                    alpha: 1.0,
+                    ..product
+                };
+                if !gpu.product(&product)? {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+    drop((scores, weights));
+    Ok(Some(out))
 }

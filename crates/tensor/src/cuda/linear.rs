@@ -36,21 +36,38 @@ pub(crate) fn forward(x: &Tensor, layer: &Layer, activation: Activation, residua
 
 /// As [`forward`], with all that may follow; the bias is the layer's.
 pub(super) fn forward_with(x: &Tensor, layer: &Layer, after: &Finish) -> Result<Tensor> {
-    let (gpu, _) = place(x)?;
+    let (gpu, from) = place(x)?;
     let mut shape = x.shape().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = layer.outputs();
     }
     let rows = x.len() / x.last_dim();
     crate::meter::count(rows, x.last_dim(), layer.outputs());
-    let (out, _) = fresh(gpu, x.dtype(), &shape)?;
+    let (out, to) = fresh(gpu, x.dtype(), &shape)?;
     if out.is_empty() {
         return Ok(out);
     }
     // The product itself can add the bias and, behind no activation, the residual.
     let plain = after.activation == Activation::None && after.add.is_none();
     let (bias, residual) = if plain { (layer.narrow.as_ref(), after.residual) } else { (None, None) };
-    if gpu.product(x, &layer.weight, rows, bias, residual, &out)? {
+    let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
+    let (depth, columns) = (x.last_dim(), layer.outputs());
+    let product = Product {
+        rows,
+        depth,
+        columns,
+        dtype: x.dtype(),
+        x: Matrix { at: from, stride: depth },
+        w: Matrix { at: place(&layer.weight)?.1, stride: depth },
+        transposed: true,
+        out: Matrix { at: to, stride: columns },
+        out_dtype: x.dtype(),
+        alpha: 1.0,
+        bias: at(bias)?,
+        residual: at(residual)?,
+    };
+    // SAFETY: the sizes are the tensors' own, which the caller compared.
+    if unsafe { gpu.product(&product)? } {
         if !plain {
             finish(&out, &Finish { bias: layer.bias.as_ref(), ..*after })?;
         }
@@ -65,13 +82,57 @@ pub(crate) fn forward_geglu(x: &Tensor, layer: &Layer) -> Result<Tensor> {
     geglu(&forward(x, layer, Activation::None, None)?)
 }
 
+/// A matrix of rows in memory: where it begins and how far its rows are apart.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix {
+    pub(super) at: u64,
+    pub(super) stride: usize,
+}
+
+/// `out [rows, columns] = alpha x [rows, depth] w + bias + residual`, all addresses on one GPU.
+pub(super) struct Product {
+    pub(super) rows: usize,
+    pub(super) depth: usize,
+    pub(super) columns: usize,
+    pub(super) dtype: DType,
+    pub(super) x: Matrix,
+    pub(super) w: Matrix,
+    /// Whether `w` lies as `[columns, depth]`, as weights do, rather than `[depth, columns]`.
+    pub(super) transposed: bool,
+    pub(super) out: Matrix,
+    /// The result's type: `dtype`, or f32 for sums that must not be rounded.
+    pub(super) out_dtype: DType,
+    pub(super) alpha: f32,
+    /// Of `columns` numbers in `dtype`.
+    pub(super) bias: Option<u64>,
+    /// Lies as `out` does.
+    pub(super) residual: Option<u64>,
+}
+
+impl Product {
+    fn key(&self) -> Key {
+        let all = self.x.at | self.w.at | self.out.at | self.bias.unwrap_or(0) | self.residual.unwrap_or(0);
+        Key {
+            sizes: [self.rows, self.depth, self.columns],
+            strides: [self.x.stride, self.w.stride, self.out.stride],
+            transposed: self.transposed,
+            types: [self.dtype, self.out_dtype],
+            bias: self.bias.is_some(),
+            residual: self.residual.is_some(),
+            alignment: 1 << all.trailing_zeros().min(8),
+        }
+    }
+}
+
 /// What tells one product from another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    rows: usize,
-    depth: usize,
-    columns: usize,
-    dtype: DType,
+    /// Rows, depth, columns.
+    sizes: [usize; 3],
+    /// Of input, weight, output.
+    strides: [usize; 3],
+    transposed: bool,
+    types: [DType; 2],
     bias: bool,
     residual: bool,
     /// What all addresses are multiples of.
@@ -135,12 +196,13 @@ impl Blas {
     fn plan(&self, key: Key) -> Option<Plan> {
         use lt::cublasLtMatmulDescAttributes_t as D;
         use lt::cublasLtMatmulPreferenceAttributes_t as P;
-        let kind = match key.dtype {
+        let kind = |dtype| match dtype {
             DType::F32 => lt::cudaDataType::CUDA_R_32F,
             DType::F16 => lt::cudaDataType::CUDA_R_16F,
-            _ => lt::cudaDataType::CUDA_R_16BF,
+            DType::BF16 => lt::cudaDataType::CUDA_R_16BF,
         };
-        let (rows, depth, columns) = (key.rows as u64, key.depth as u64, key.columns as u64);
+        let [rows, depth, columns] = key.sizes.map(|n| n as u64);
+        let [across, down] = if key.transposed { [depth, columns] } else { [columns, depth] };
         // SAFETY: every attribute is of the type that its name stands for in the library's documentation; results go to
         // places of their types. What was created stays for the life of the process or is leaked on failure, once.
         unsafe {
@@ -153,19 +215,22 @@ impl Blas {
                     lt::cublasLtMatmulDescSetAttribute(description, what, value, size)
                 }
             };
-            // It counts by columns: y^T [n, rows] = (W^T)^T [n, k] x^T [k, rows].
-            attribute(1i32, set(D::CUBLASLT_MATMUL_DESC_TRANSA))?;
+            // It counts by columns: out^T [n, rows] = w^T [n, k] x^T [k, rows].
+            attribute(i32::from(key.transposed), set(D::CUBLASLT_MATMUL_DESC_TRANSA))?;
             if key.bias {
                 attribute(
                     lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32,
                     set(D::CUBLASLT_MATMUL_DESC_EPILOGUE),
                 )?;
             }
-            let layout = |height: u64, width: u64| {
+            let layout = |dtype, height: u64, width: u64, stride: usize| {
                 let mut layout = std::ptr::null_mut();
-                ok(lt::cublasLtMatrixLayoutCreate(&mut layout, kind, height, width, height as i64)).map(|()| layout)
+                ok(lt::cublasLtMatrixLayoutCreate(&mut layout, kind(dtype), height, width, stride as i64))
+                    .map(|()| layout)
             };
-            let (weight, input, output) = (layout(depth, columns)?, layout(depth, rows)?, layout(columns, rows)?);
+            let weight = layout(key.types[0], across, down, key.strides[1])?;
+            let input = layout(key.types[0], depth, rows, key.strides[0])?;
+            let output = layout(key.types[1], columns, rows, key.strides[2])?;
             ok(lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
             let prefer = |what: P| {
                 move |value: *const c_void, size: usize| {
@@ -207,65 +272,48 @@ impl Blas {
 }
 
 impl Gpu {
-    /// `out = x W^T + bias + residual`; false where cuBLASLt is not there or does not take it, and nothing was done.
-    fn product(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        rows: usize,
-        bias: Option<&Tensor>,
-        residual: Option<&Tensor>,
-        out: &Tensor,
-    ) -> Result<bool> {
+    /// Computes a product; false where cuBLASLt is not there or does not take it, and nothing was done.
+    ///
+    /// # Safety
+    /// The addresses are of this GPU and reach as far as sizes and strides say; bias and residual are as described.
+    pub(super) unsafe fn product(&self, product: &Product) -> Result<bool> {
         let Some(blas) = &self.blas else { return Ok(false) };
         self.bind()?;
-        let ((_, a), (_, b), (_, d)) = (place(weight)?, place(x)?, place(out)?);
-        let bias = bias.map(|t| place(t).map(|(_, at)| at)).transpose()?;
-        let c = residual.map(|t| place(t).map(|(_, at)| at)).transpose()?;
-        let all = a | b | d | c.unwrap_or(0) | bias.unwrap_or(0);
-        let key = Key {
-            rows,
-            depth: x.last_dim(),
-            columns: weight.dim(0),
-            dtype: x.dtype(),
-            bias: bias.is_some(),
-            residual: c.is_some(),
-            alignment: 1 << all.trailing_zeros().min(8),
-        };
+        let key = product.key();
         let mut blas = lock(blas);
         if !blas.plans.contains_key(&key) {
             let plan = blas.plan(key);
             blas.plans.insert(key, plan);
         }
         let Some(Some(plan)) = blas.plans.get(&key) else { return Ok(false) };
-        let (one, zero) = (1f32, 0f32);
-        let beta = if c.is_some() { &one } else { &zero };
-        // SAFETY: the layouts were made from these tensors' sizes, which the caller compared; the workspace is as large
-        // as the preference said; products of this GPU run one after the other on its stream.
+        let beta = if product.residual.is_some() { 1f32 } else { 0f32 };
+        // SAFETY: the layouts were made from the sizes for which the caller vouches; the workspace is as large as the
+        // preference said; products of this GPU run one after the other on its stream.
         let done = unsafe {
-            let told = bias.is_none_or(|at| {
+            let told = product.bias.is_none_or(|at| {
                 let what = lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
                 attribute(at, |value, size| lt::cublasLtMatmulDescSetAttribute(plan.description, what, value, size))
                     .is_some()
             });
-            told && lt::cublasLtMatmul(
+            told && ok(lt::cublasLtMatmul(
                 blas.handle,
                 plan.description,
-                (&raw const one).cast(),
-                a as *const c_void,
+                (&raw const product.alpha).cast(),
+                product.w.at as *const c_void,
                 plan.weight,
-                b as *const c_void,
+                product.x.at as *const c_void,
                 plan.input,
-                (&raw const *beta).cast(),
-                c.unwrap_or(d) as *const c_void,
+                (&raw const beta).cast(),
+                product.residual.unwrap_or(product.out.at) as *const c_void,
                 plan.output,
-                d as *mut c_void,
+                product.out.at as *mut c_void,
                 plan.output,
                 &plan.algorithm,
                 blas.workspace as *mut c_void,
                 WORKSPACE,
                 blas.stream,
-            ) == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+            ))
+            .is_some()
         };
         if !done {
             // Refused after all; the own kernel takes it, now and later.

@@ -193,3 +193,32 @@ __device__ __forceinline__ void layer_norm(const T *x, const float *weight, cons
 }
 #define LAYER_NORM(T) (const T *x, const float *weight, const float *bias, T *out, i64 rows, int c, float eps)
 KERNELS(layer_norm, LAYER_NORM, (x, weight, bias, out, rows, c, eps))
+
+// Softmax over rows of m scores in f32, into weights [rows, m], which may be the scores' own place. A block for each row.
+template <typename T> __device__ __forceinline__ void softmax(const float *scores, T *weights, int rows, int m) {
+    __shared__ float parts[256];
+    const float *from = scores + (i64)blockIdx.x * m;
+    T *to = weights + (i64)blockIdx.x * m;
+    float top = -INFINITY;
+    for (int i = threadIdx.x; i < m; i += 256) top = fmaxf(top, from[i]);
+    parts[threadIdx.x] = top;
+    __syncthreads();
+    for (int half = 128; half > 0; half /= 2) {
+        if (threadIdx.x < half) parts[threadIdx.x] = fmaxf(parts[threadIdx.x], parts[threadIdx.x + half]);
+        __syncthreads();
+    }
+    top = parts[0];
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < m; i += 256) sum += expf(from[i] - top);
+    parts[threadIdx.x] = sum;
+    __syncthreads();
+    for (int half = 128; half > 0; half /= 2) {
+        if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+        __syncthreads();
+    }
+    float inverse = 1.0f / parts[0];
+    for (int i = threadIdx.x; i < m; i += 256) from_float(expf(from[i] - top) * inverse, to[i]);
+}
+#define SOFTMAX(T) (const float *scores, T *weights, int rows, int m)
+KERNELS(softmax, SOFTMAX, (scores, weights, rows, m))
