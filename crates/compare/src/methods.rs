@@ -68,7 +68,7 @@ pub const METHODS: &[Method] = &[
     Method {
         name: "instantid",
         title: "InstantID",
-        about: "IdentityNet and the adapter together; a weight is the adapter's, IdentityNet keeps its own",
+        about: "IdentityNet and the adapter together",
         control: false,
         scaled: true,
         needs_stranger: false,

@@ -25,7 +25,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.
 white-space:nowrap}thead th{border-bottom:2px solid var(--line)}tbody tr+tr>*{border-top:1px solid var(--line)}\
 tbody th{text-align:left;position:sticky;left:0;background:var(--paper);font-weight:600}tbody th small{display:block;\
 white-space:normal;min-width:11rem;max-width:20rem;font-weight:400;color:var(--soft)}.best{font-weight:700;color:var(--mark)}.control *{color:var(--soft)}\
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px}dl{max-width:60rem}dt{font-weight:600}dd{margin:0 0 .4rem 1rem}dd i{color:var(--soft)}\
+.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px}summary{font-size:1.2rem;font-weight:700;margin:1.5rem 0 .5rem;cursor:pointer}dl{max-width:60rem}dt{font-weight:600}dd{margin:0 0 .4rem 1rem}dd i{color:var(--soft)}\
 .charts{display:flex;flex-wrap:wrap;gap:1rem}.charts figure{flex:1 1 20rem;max-width:44rem;margin:0}svg{width:100%;height:auto}\
 article{margin:0 0 1.5rem}article p{margin:.2rem 0 .4rem}.row{display:grid;gap:.5rem;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr))}\
 .row figure{margin:0;background:var(--shade);border-radius:6px;overflow:hidden}.row img{width:100%;height:auto;display:block}\
@@ -92,6 +92,8 @@ fn introduction(html: &mut String, comparison: &Comparison, made: &Made, setting
 fn best(summaries: &[Summary], head: &Head) -> Option<f64> {
     let values = summaries.iter().filter(|s| !s.control).filter_map(head.of);
     match head.better {
+        // Among one there is no best.
+        _ if values.clone().count() < 2 => None,
         better if better.starts_with("more") => values.reduce(f64::max),
         better if better.starts_with("less") => values.reduce(f64::min),
         _ => None,
@@ -128,7 +130,7 @@ fn summary_table(html: &mut String, made: &Made) {
 }
 
 fn meanings(html: &mut String, made: &Made) {
-    html.push_str("<h2>What the numbers mean</h2>\n<dl>\n");
+    html.push_str("<details open><summary>What the numbers mean</summary>\n<dl>\n");
     let heads = measured(&made.summaries);
     for head in &heads {
         let better = if head.better.is_empty() { String::new() } else { format!("; <i>{}</i>", head.better) };
@@ -140,6 +142,7 @@ fn meanings(html: &mut String, made: &Made) {
     if !absent.is_empty() {
         let _ = writeln!(html, "<p>Not measured here: {}.</p>", absent.join(", "));
     }
+    html.push_str("</details>\n");
 }
 
 /// A table of what was measured for each style or attribute.

@@ -23,22 +23,6 @@ pub(crate) struct Head {
 /// All columns, here and on the terminal.
 pub(crate) const HEADS: [Head; 10] = [
     Head {
-        name: "pictures",
-        meaning: "pictures made",
-        better: "",
-        of: |s| Some(s.pictures as f64),
-        real: |_| None,
-        digits: 0,
-    },
-    Head {
-        name: "found",
-        meaning: "share in which the stack's detector finds a face; in the others the keypoints asked for are used",
-        better: "more is better",
-        of: |s| Some(s.found as f64 / s.pictures.max(1) as f64),
-        real: |_| None,
-        digits: 2,
-    },
-    Head {
         name: "SimRef",
         meaning: "similarity to the given picture: the cosine of the judge's embeddings, 1 for the same picture, 0 for strangers",
         better: "more is better, up to what their own pictures have",
@@ -95,6 +79,22 @@ pub(crate) const HEADS: [Head; 10] = [
         of: |s| s.sim_stranger,
         real: |r| r.sim_others,
         digits: 3,
+    },
+    Head {
+        name: "pictures",
+        meaning: "pictures made",
+        better: "",
+        of: |s| Some(s.pictures as f64),
+        real: |_| None,
+        digits: 0,
+    },
+    Head {
+        name: "found",
+        meaning: "share in which the stack's detector finds a face; in the others the keypoints asked for are used",
+        better: "more is better",
+        of: |s| Some(s.found as f64 / s.pictures.max(1) as f64),
+        real: |_| None,
+        digits: 2,
     },
     Head {
         name: "seconds",
