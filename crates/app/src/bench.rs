@@ -1,51 +1,145 @@
 //! `sameface bench`.
 
+use std::path::Path;
+
+use engine::bench::{self, BenchRequest, Measured, Shapes};
+use engine::{DeviceChoice, Precision};
+use faces::Photo;
+use hub::Role;
 use serde_json::json;
 
-use crate::cli::{BenchArgs, BenchCommand, DeviceArg, StepArgs};
+use crate::cli::{BenchArgs, BenchCommand, FaceBenchArgs, LoadArgs, RunArgs, ShapeArgs, SizeArg};
 use crate::fault::Fault;
-use crate::generate::precision;
-use crate::{output, threads};
+use crate::generate::{device, precision};
+use crate::people::Drawn;
+use crate::stack::{self, Given, MINI};
+use crate::{memory, models, output, threads};
+
+/// Who is looked at where nobody is named.
+const SITTER: &str = "cast:1000001";
+const RUNS: u16 = 3;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Fault> {
-    match &args.command {
-        BenchCommand::Step(args) => step(args),
+    let (json, measured) = match &args.command {
+        BenchCommand::Step(args) => (args.run.json, shaped(args, bench::step)?),
+        BenchCommand::Vae(args) => (args.run.json, shaped(args, bench::vae)?),
+        BenchCommand::Text(args) => (args.run.json, shaped(args, bench::text)?),
+        BenchCommand::Faces(args) => (args.json, faces(args)?),
+        BenchCommand::Load(args) => (args.run.json, load(args)?),
+    };
+    tell(json, &measured)
+}
+
+fn shaped(
+    args: &ShapeArgs,
+    measure: fn(&Shapes, &BenchRequest) -> engine::Result<Measured>,
+) -> Result<Measured, Fault> {
+    threads::limit(args.run.threads)?;
+    Ok(measure(&shapes(args.config.as_deref().unwrap_or("sdxl"))?, &request(&args.run, args.size))?)
+}
+
+/// A published shape, the built-in models', or that of a folder.
+fn shapes(name: &str) -> Result<Shapes, Fault> {
+    if let Some(shapes) = Shapes::named(name) {
+        return Ok(shapes);
+    }
+    let folder = Path::new(name);
+    if name.eq_ignore_ascii_case(MINI) && !folder.exists() {
+        let given =
+            Given { model: Some(MINI), model_config: None, identitynet: None, ip_adapter: None, face_models: None };
+        let base = stack::find(&models::config()?, &given, |role| role == Role::Base)?.base;
+        return Ok(Shapes::of_folder(MINI, &base)?);
+    }
+    if folder.is_dir() {
+        return Ok(Shapes::of_folder(name, folder)?);
+    }
+    let known = bench::SHAPES.join(", ");
+    Err(Fault::Given(format!("--config is {name:?}; valid are {known}, {MINI}, and the folder of a model")))
+}
+
+fn faces(args: &FaceBenchArgs) -> Result<Measured, Fault> {
+    threads::limit(args.threads)?;
+    let (folder, _) = stack::face_models(&models::config()?, args.face_models.as_deref())?;
+    let mut drawn = Drawn::new();
+    let file = drawn.file(args.photo.as_deref().unwrap_or(Path::new(SITTER)))?;
+    let photo = Photo::open(&file).map_err(|error| Fault::from(error).reworded(|sentence| drawn.in_words(sentence)))?;
+    let request = BenchRequest {
+        size: None,
+        device: DeviceChoice::Cpu,
+        precision: Precision::F32,
+        runs: args.runs.unwrap_or(RUNS).into(),
+        memory: memory::available(),
+        page_faults: memory::page_faults,
+    };
+    Ok(bench::faces(&folder, &photo, &request)?)
+}
+
+fn load(args: &LoadArgs) -> Result<Measured, Fault> {
+    threads::limit(args.run.threads)?;
+    let given = Given {
+        model: Some(&args.model),
+        model_config: None,
+        identitynet: args.identitynet.as_deref(),
+        ip_adapter: args.ip_adapter.as_deref(),
+        face_models: None,
+    };
+    if given.identitynet.is_some() && given.ip_adapter.is_none() {
+        return Err(Fault::Given(
+            "--identitynet reads the tokens that the identity adapter makes; name it with --ip-adapter".into(),
+        ));
+    }
+    let paths = stack::find(&models::config()?, &given, |role| match role {
+        Role::Base => true,
+        Role::IdentityNet => given.identitynet.is_some(),
+        Role::IpAdapter => given.ip_adapter.is_some(),
+        Role::FaceModels => false,
+    })?;
+    Ok(bench::load(&paths, &request(&args.run, args.size))?)
+}
+
+fn request(args: &RunArgs, size: Option<SizeArg>) -> BenchRequest {
+    BenchRequest {
+        size: size.map(|size| (size.width, size.height)),
+        device: device(args.device),
+        precision: precision(args.precision),
+        runs: args.runs.unwrap_or(RUNS).into(),
+        memory: memory::available(),
+        page_faults: memory::page_faults,
     }
 }
 
-fn step(args: &StepArgs) -> Result<(), Fault> {
-    threads::limit(args.threads)?;
-    if let Some(DeviceArg::Cuda(n)) = args.device {
-        return Err(Fault::Given(format!("--device cuda:{n} is not supported by this build; use auto or cpu")));
-    }
-    let size = args.size.map_or((1024, 1024), |size| (size.width, size.height));
-    let config = args.config.as_deref().unwrap_or("sdxl");
-    let found = engine::bench_step(config, size, precision(args.precision), args.repeat.unwrap_or(3).into())?;
-    let peak = peak_memory_mb().unwrap_or(found.tensor_peak_mb);
-    if args.json {
-        let mut object = json!(found);
+fn tell(json: bool, measured: &Measured) -> Result<(), Fault> {
+    let peak = memory::peak_mb().unwrap_or(measured.tensor_peak_mb);
+    if json {
+        let mut object = measured.json();
         object["peak_memory_mb"] = json!(peak);
         return output::json(&object);
     }
-    output::line(&format!("{} at {}x{}, {} on {}", found.config, size.0, size.1, found.precision, found.device))?;
+    let said =
+        |key: &str| measured.setting.get(key).map(|value| value.to_string().replace('"', "")).unwrap_or_default();
     output::line(&format!(
-        "step          {:10.0} ms (first {:.0} ms, loading {:.0} ms)",
-        found.step_ms, found.first_step_ms, found.load_ms
+        "{}; {} on {}, {} threads",
+        measured.title,
+        said("precision"),
+        said("device"),
+        said("threads")
     ))?;
+    for time in &measured.times {
+        // Three digits of what is short, none behind the point of what is long.
+        let digits = if time.ms < 100.0 { 1 } else { 0 };
+        output::line(&format!("{:36}{:12.digits$} ms", time.label, time.ms))?;
+    }
+    let rate = &measured.rate;
     output::line(&format!(
-        "work          {:10.3} TFLOP: {:.3} TFLOP/s, {:.0} % of the {:.3} that the arithmetic units gave",
-        found.step_tflop,
-        found.tflop_per_s,
-        found.share_of_peak * 100.0,
-        found.peak_tflop_per_s
+        "{:36}{:12.3} TFLOP: {:.3} TFLOP/s, {:.0} % of the {:.3} that the arithmetic units gave",
+        "work",
+        rate.tflop,
+        rate.tflop_per_s,
+        rate.share_of_peak * 100.0,
+        rate.peak_tflop_per_s
     ))?;
-    output::line(&format!("peak memory   {peak:10.0} MB"))
-}
-
-/// The most memory that the process had, where the system tells.
-fn peak_memory_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024.0 / 1e6)
+    if let Some(faults) = measured.page_faults {
+        output::line(&format!("{:36}{faults:12} in a run", "page faults"))?;
+    }
+    output::line(&format!("{:36}{peak:12.0} MB", "peak memory"))
 }

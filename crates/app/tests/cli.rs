@@ -184,3 +184,58 @@ fn without_face_models_the_command_that_brings_them_is_named() {
     let said = format!("`sameface models pull antelopev2` {said}");
     assert!(text(&output.stderr).contains(&said), "{}", text(&output.stderr));
 }
+
+#[test]
+fn a_benchmark_is_one_object() {
+    let home = tempfile::tempdir().unwrap();
+    for (line, times) in [
+        (&["step", "--config", "tiny"][..], &["step_ms", "first_step_ms", "load_ms"][..]),
+        (&["step", "--config", "tiny", "--size", "128x64", "--precision", "bf16"], &["step_ms"]),
+        (&["vae", "--config", "tiny"], &["decode_ms", "first_decode_ms", "load_ms"]),
+        (&["text", "--config", "tiny"], &["text_ms", "first_text_ms", "load_ms"]),
+    ] {
+        let line = [&["bench"], line, &["--threads", "1", "--runs", "1", "--json"]].concat();
+        let output = sameface(home.path(), &line);
+        assert_eq!(output.status.code(), Some(0), "{line:?}: {}", text(&output.stderr));
+        let object: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        let always = ["tflop", "tflop_per_s", "peak_tflop_per_s", "share_of_peak", "peak_memory_mb", "runs", "threads"];
+        for key in times.iter().chain(&always) {
+            assert!(object[key].as_f64().is_some_and(|number| number > 0.0), "{line:?}: {key} is {}", object[key]);
+        }
+        assert_eq!((object["config"].as_str(), object["device"].as_str()), (Some("tiny"), Some("cpu")));
+        assert!(["f32", "bf16"].contains(&object["precision"].as_str().unwrap()), "{object}");
+        let people = sameface(home.path(), &line[..line.len() - 1]);
+        assert!(text(&people.stdout).contains("TFLOP/s") && text(&people.stdout).contains("peak memory"));
+    }
+}
+
+#[test]
+fn a_benchmark_that_cannot_be_run_says_why() {
+    let home = tempfile::tempdir().unwrap();
+    // A missing model is this machine's lack, as everywhere.
+    let (status, said) =
+        if is_built_in() { (2, "nobody.jpg") } else { (1, "`sameface models pull antelopev2` brings it") };
+    let output = sameface(home.path(), &["bench", "faces", "--photo", "nobody.jpg"]);
+    assert_eq!(output.status.code(), Some(status));
+    assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    let huge = &["bench", "step", "--config", "sdxl", "--precision", "f32", "--size", "4096x4096"][..];
+    for (line, said) in [
+        (&["bench", "step", "--config", "flux"][..], "--config is \"flux\"; valid are sdxl, sd15, tiny, mini, and"),
+        (
+            &["bench", "vae", "--size", "100x100"],
+            "--size is 100x100; sides must be multiples of 32 between 32 and 4096",
+        ),
+        (&["bench", "text", "--precision", "f16"], "--precision f16 needs a GPU"),
+        (&["bench", "step", "--runs", "0"], "it must be a whole number from 1 to 1000"),
+        (&["bench", "load", "nowhere"], "nowhere"),
+        (&["bench", "load", "x", "--identitynet", "y"], "name it with --ip-adapter"),
+        (huge, "in f32 needs at least"),
+    ] {
+        let line = [line, &["--json"]].concat();
+        let output = sameface(home.path(), &line);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(2), "{line:?}: {err}");
+        assert!(err.contains(said) && err.trim_end().lines().count() == 1, "{line:?}: {err}");
+        assert!(out.starts_with("{\"error\":\""), "{line:?}: {out}");
+    }
+}

@@ -121,7 +121,7 @@ impl Session {
             plan.fill_digests(&roles, digests.take())?;
             // What a step leaves for reuse is of no use to the decoder.
             tensor::trim();
-            take(decode(&plan, networks.vae, latent, plan.seeds[image])?, &plan)?;
+            take(decode(networks.vae, latent, plan.seeds[image])?, &plan)?;
         }
         clock.begin(Stage::Denoise, observe)?;
         let latent = denoise(&plan, &networks, last, observe)?;
@@ -130,7 +130,7 @@ impl Session {
         self.release();
         clock.begin(Stage::Decode, observe)?;
         plan.fill_digests(&roles, digests.take())?;
-        take(decode(&plan, self.vae(&plan.compute.device)?, latent, plan.seeds[last])?, &plan)?;
+        take(decode(self.vae(&plan.compute.device)?, latent, plan.seeds[last])?, &plan)?;
         self.release();
         let timings = clock.finish(plan.seeds.len() * plan.steps);
         let photos = subject.map(Subject::into_reports).unwrap_or_default();
@@ -322,13 +322,19 @@ impl Noise {
     }
 }
 
-/// A latent to its picture.
-fn decode(plan: &Plan, vae: &Vae, latent: Tensor, seed: u64) -> Result<Picture> {
-    let scaled = vae.to_decoder(&latent)?;
-    let image = match u64::from(plan.width) * u64::from(plan.height) > UNTILED_PIXELS {
+/// A latent `[1, h, w, c]` to `[1, H, W, 3]`, about -1 to 1; in tiles where it is large.
+pub(crate) fn decode_latent(vae: &Vae, latent: &Tensor) -> Result<Tensor> {
+    let scaled = vae.to_decoder(latent)?;
+    let pixels = (latent.dim(1) * latent.dim(2) * vae.config().zoom().pow(2)) as u64;
+    Ok(match pixels > UNTILED_PIXELS {
         true => vae.decode_tiled(&scaled, TILE.0, TILE.1)?,
         false => vae.decode(&scaled)?,
-    };
+    })
+}
+
+/// A latent to its picture.
+fn decode(vae: &Vae, latent: Tensor, seed: u64) -> Result<Picture> {
+    let image = decode_latent(vae, &latent)?;
     let [_, h, w, c] = image.dims4()?;
     if c != 3 {
         return Error::refused(format!("the VAE makes pictures of {c} channels; three are needed"));

@@ -27,14 +27,13 @@ mod text;
 pub mod samplers;
 pub mod schedule;
 
-mod bench;
+pub mod bench;
 mod generate;
 
 pub mod metadata;
 mod record;
 mod save;
 
-pub use bench::{StepBench, step as bench_step};
 pub use error::{Error, Result};
 pub use event::{Event, Observer, Stage};
 pub use files::write_atomically;

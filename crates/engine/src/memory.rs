@@ -37,6 +37,17 @@ pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()>
     ))
 }
 
+/// Refuses a benchmark that clearly needs more than the memory that is there.
+pub(crate) fn check_bench(what: &str, need: u64, there: Option<u64>, dtype: DType) -> Result<()> {
+    let Some(there) = there.filter(|there| need > *there) else { return Ok(()) };
+    let advice = match dtype {
+        DType::F32 => "a smaller --size, a smaller --config or --precision bf16 need less",
+        _ => "a smaller --size or a smaller --config need less",
+    };
+    let (need, there) = (human(need), human(there));
+    Error::refused(format!("{what} in {dtype} needs at least {need} of memory, and {there} are free; {advice}"))
+}
+
 fn need(plan: &Plan, stack: &Stack) -> u64 {
     let (unet, vae, beside) = stack.sizes();
     let pixels = u64::from(plan.width) * u64::from(plan.height);
@@ -52,7 +63,7 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
 }
 
 /// Activations of a denoising step for a batch of `pixels` latent pixels in all.
-fn step(encoder: &EncoderConfig, beside: bool, pixels: u64, dtype: DType) -> u64 {
+pub(crate) fn step(encoder: &EncoderConfig, beside: bool, pixels: u64, dtype: DType) -> u64 {
     let first = encoder.levels.first().map_or(0, |level| level.width as u64);
     // What `conv_in`, each residual block and each halving give is kept for the way up.
     let kept: u64 = encoder
@@ -71,7 +82,7 @@ fn step(encoder: &EncoderConfig, beside: bool, pixels: u64, dtype: DType) -> u64
 }
 
 /// Activations of the decoder in f32, and the picture as it leaves it.
-fn decode(vae: &VaeConfig, pixels: u64) -> u64 {
+pub(crate) fn decode(vae: &VaeConfig, pixels: u64) -> u64 {
     let tile = (TILE.0 * vae.zoom()) as u64;
     let at_once = if pixels > UNTILED_PIXELS { pixels.min(tile * tile) } else { pixels };
     // The last level takes the width of the one before it, and gives its own.
@@ -79,7 +90,7 @@ fn decode(vae: &VaeConfig, pixels: u64) -> u64 {
     (at_once * widths + pixels * 2 * 3) * bytes(DType::F32)
 }
 
-fn bytes(dtype: DType) -> u64 {
+pub(crate) fn bytes(dtype: DType) -> u64 {
     match dtype {
         DType::F32 => 4,
         DType::BF16 | DType::F16 => 2,

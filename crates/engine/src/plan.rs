@@ -114,7 +114,8 @@ impl Plan {
             None => Sampler::from_config(stack.scheduler())?,
         };
         let seed = request.seed.unwrap_or_else(random_seed);
-        let (compute, note) = compute(request, stack)?;
+        let parameters = stack.parameters(request.wants_identity());
+        let (compute, note) = Compute::choose(request.device, request.precision, parameters)?;
         let guidance = request.guidance.or(stack.about.guidance).unwrap_or(GUIDANCE);
         let mut plan = Plan {
             version: env!("CARGO_PKG_VERSION"),
@@ -203,13 +204,19 @@ fn size(request: &Request, stack: &Stack, subject: Option<&Subject>) -> Result<(
     Ok((width, height))
 }
 
-/// Device and numbers, and a sentence about them for the user.
-fn compute(request: &Request, stack: &Stack) -> Result<(Compute, Option<String>)> {
-    let parameters = stack.parameters(request.wants_identity());
-    let bytes = if request.precision == Precision::F32 { 4 } else { 2 };
-    let (device, note) = device::choose(request.device, parameters as u64 * bytes)?;
-    let dtype = device::dtype(request.precision, device, parameters <= SMALL)?;
-    Ok((Compute { device, dtype }, note))
+impl Compute {
+    /// What was asked for, and a sentence about it for the user; `parameters` of the denoising networks decide where
+    /// nothing was said.
+    pub(crate) fn choose(
+        device: DeviceChoice,
+        precision: Precision,
+        parameters: usize,
+    ) -> Result<(Compute, Option<String>)> {
+        let bytes = if precision == Precision::F32 { 4 } else { 2 };
+        let (device, note) = device::choose(device, parameters as u64 * bytes)?;
+        let dtype = device::dtype(precision, device, parameters <= SMALL)?;
+        Ok((Compute { device, dtype }, note))
+    }
 }
 
 /// A seed below 2^32, as other programs draw them and accept them back.

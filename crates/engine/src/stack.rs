@@ -3,6 +3,7 @@
 //! denoising networks alone.
 
 use crate::about::About;
+use crate::bench::Shapes;
 use crate::plan::{Compute, ModelRecord};
 use crate::prompt::Tokenizer;
 use crate::request::{ModelPaths, Request};
@@ -265,11 +266,7 @@ impl Stack {
     /// Builds text encoder `i`, in f32: it runs once, and what it rounds every step would feel.
     pub(crate) fn text_encoder(&self, i: usize, device: &Device) -> Result<ClipText> {
         let TextPart { part, tokenizer } = &self.text[i];
-        let root = part.weights.root();
-        let config = match &part.config {
-            Some(json) => ClipTextConfig::from_json(json, &root)?,
-            None => ClipTextConfig::infer(&root)?,
-        };
+        let config = text_config(&self.text[i])?;
         if tokenizer.largest_id() as usize >= config.vocab_size {
             return Error::refused(format!(
                 "{}: the tokenizer has ids up to {}, but the text encoder's table has {} rows; they are not of one model",
@@ -278,7 +275,7 @@ impl Stack {
                 config.vocab_size
             ));
         }
-        Ok(ClipText::load(&root, &config, device, DType::F32)?)
+        Ok(ClipText::load(&part.weights.root(), &config, device, DType::F32)?)
     }
 
     /// Whether the identity adapter was opened.
@@ -311,17 +308,23 @@ impl Stack {
     /// Builds IdentityNet.
     pub(crate) fn identitynet(&self, compute: Compute) -> Result<ControlNet> {
         let Some(part) = &self.identitynet else { return Error::refused("there is no IdentityNet") };
-        let root = part.weights.root();
-        let config = match &part.config {
-            Some(json) => ControlNetConfig::from_json(json)?,
-            None => ControlNetConfig::infer(&root)?,
-        };
-        Ok(ControlNet::load(&root, &config, &compute.device, compute.dtype)?)
+        Ok(ControlNet::load(&part.weights.root(), &identitynet_config(part)?, &compute.device, compute.dtype)?)
     }
 
     /// Builds the decoder, in f32: its last layers decide what 8 bits show.
     pub(crate) fn vae(&self, device: &Device) -> Result<Vae> {
         Ok(Vae::load(&self.vae.weights.root(), &self.vae_config, device, DType::F32)?)
+    }
+
+    /// The shapes of all networks.
+    pub(crate) fn shapes(&self, name: &str) -> Result<Shapes> {
+        let identitynet = match &self.identitynet {
+            Some(part) => identitynet_config(part)?,
+            None => ControlNetConfig::beside(self.unet_config.clone(), &[16, 32, 96, 256]),
+        };
+        let (unet, vae) = (self.unet_config.clone(), self.vae_config.clone());
+        let text = self.text.iter().map(text_config).collect::<Result<_>>()?;
+        Ok(Shapes { name: name.into(), size: self.default_size(), unet, identitynet, vae, text })
     }
 
     /// All weights as they were opened; see [`unused`].
@@ -342,6 +345,20 @@ impl Stack {
     pub(crate) fn files(&self) -> &BTreeMap<String, (PathBuf, Vec<PathBuf>)> {
         &self.files
     }
+}
+
+fn identitynet_config(part: &Part) -> Result<ControlNetConfig> {
+    Ok(match &part.config {
+        Some(json) => ControlNetConfig::from_json(json)?,
+        None => ControlNetConfig::infer(&part.weights.root())?,
+    })
+}
+
+fn text_config(TextPart { part, .. }: &TextPart) -> Result<ClipTextConfig> {
+    Ok(match &part.config {
+        Some(json) => ClipTextConfig::from_json(json, &part.weights.root())?,
+        None => ClipTextConfig::infer(&part.weights.root())?,
+    })
 }
 
 /// Elements of all tensors.

@@ -1,6 +1,6 @@
 //! From a photo to its faces: the two networks found in a folder and run one after the other.
 
-use crate::detect::{DETECTION_SIDE, Detections, Scrfd};
+use crate::detect::{DETECTION_SIDE, Detection, Detections, Scrfd};
 use crate::embed::ArcFace;
 use crate::keypoints::Keypoints;
 use crate::onnx::{Network, Role};
@@ -223,6 +223,21 @@ impl FaceAnalyzer {
     /// in it as it is: for measuring pictures, where keypoints have to lie exactly.
     pub fn detections_unmagnified(&self, picture: &RgbImage) -> Result<Detections> {
         self.detector.detect_unmagnified(picture)
+    }
+
+    /// Faces at the detector's own size, without the smaller ones that are tried where nothing is found.
+    pub fn detect_once(&self, picture: &RgbImage) -> Result<Vec<Detection>> {
+        self.detector.detect_once(picture)
+    }
+
+    /// The embedding of the face at these points, not normalised.
+    pub fn embed(&self, picture: &RgbImage, kps: &Keypoints) -> Result<Vec<f32>> {
+        self.recogniser.embed(picture, kps)
+    }
+
+    /// Multiplications of the detector's run and of the recogniser's.
+    pub fn products(&self) -> (u64, u64) {
+        (self.detector.products(), self.recogniser.products())
     }
 
     /// All faces of a picture with their embeddings, in insightface's order (best score first).

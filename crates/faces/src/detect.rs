@@ -114,6 +114,16 @@ impl Scrfd {
         self.detect(picture)
     }
 
+    /// Finds faces at the first size alone: the same work for every picture.
+    pub fn detect_once(&self, picture: &RgbImage) -> Result<Vec<Detection>> {
+        self.detect_at(picture, self.canvas)
+    }
+
+    /// Multiplications of one run.
+    pub(crate) fn products(&self) -> u64 {
+        self.runner.products(self.canvas.0 as usize, self.canvas.1 as usize)
+    }
+
     /// Finds faces with the picture fitted into `fit` (width, height). A network of fixed input size
     /// gets the smaller picture in the corner of its input.
     fn detect_at(&self, picture: &RgbImage, fit: (u32, u32)) -> Result<Vec<Detection>> {

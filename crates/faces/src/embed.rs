@@ -38,6 +38,11 @@ impl ArcFace {
         self.side
     }
 
+    /// Multiplications of one run.
+    pub(crate) fn products(&self) -> u64 {
+        self.runner.products(self.side as usize, self.side as usize)
+    }
+
     /// The raw embedding, not normalised, as InstantID wants it. The error is the end of a sentence
     /// about this face.
     pub fn embed(&self, picture: &RgbImage, kps: &Keypoints) -> Result<Vec<f32>> {

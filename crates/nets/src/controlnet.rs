@@ -94,7 +94,13 @@ impl ControlNetConfig {
         }
     }
 
-    fn beside(unet: UNetConfig, widths: &[usize]) -> ControlNetConfig {
+    /// How many times larger than the latent the hint is, in each direction.
+    pub fn hint_zoom(&self) -> usize {
+        1 << (self.conditioning_embedding_out_channels.len() - 1)
+    }
+
+    /// A ControlNet beside a UNet of this shape, with hint convolutions of these widths.
+    pub fn beside(unet: UNetConfig, widths: &[usize]) -> ControlNetConfig {
         ControlNetConfig {
             encoder: unet.encoder,
             conditioning_channels: 3,
@@ -214,7 +220,7 @@ impl ControlNet {
 
     /// How many times larger than the latent the hint is, in each direction.
     pub fn hint_zoom(&self) -> usize {
-        1 << (self.config.conditioning_embedding_out_channels.len() - 1)
+        self.config.hint_zoom()
     }
 
     /// Computes what is constant over the steps: `tokens [b, m, c]` in the place of text, `hint [b or 1, H, W, 3]`

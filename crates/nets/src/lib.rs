@@ -16,6 +16,7 @@ mod fields;
 mod load;
 mod resampler;
 mod resnet;
+mod size;
 mod transformer;
 mod unet;
 mod vae;

@@ -321,3 +321,14 @@ fn other_networks_are_not_recognised() {
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
+
+#[test]
+fn parameters_are_counted_before_anything_is_built() {
+    let near = |counted: usize, published: f64| assert!((counted as f64 / published - 1.0).abs() < 1e-3, "{counted}");
+    near(UNetConfig::sdxl().parameters(), 2_567_463_684.0);
+    near(UNetConfig::sd15().parameters(), 859_520_964.0);
+    near(ControlNetConfig::sdxl().parameters(), 1_251_015_248.0);
+    near(VaeConfig::sdxl().parameters(), 83_653_863.0);
+    near(ClipTextConfig::clip_l().parameters(), 123_060_480.0);
+    near(ClipTextConfig::open_clip_g().parameters(), 694_659_840.0);
+}

@@ -72,6 +72,11 @@ impl Device {
     }
 }
 
+/// How many threads the CPU back end works with.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
 /// Limits the CPU back end to `threads` threads (0: one for each core). Only the first call of a process
 /// has an effect, and only before the first operator has run; returns whether it had.
 pub fn set_threads(threads: usize) -> bool {

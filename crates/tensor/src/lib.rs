@@ -18,7 +18,7 @@ mod storage;
 mod tensor;
 
 pub use cuda::set_kernel_cache;
-pub use device::{Device, set_threads};
+pub use device::{Device, set_threads, threads};
 pub use error::{Error, Result};
 pub use meter::{flop_count, measure_peak, measure_peak_of};
 pub use storage::{MemoryUse, memory_use, memory_use_of, trim, trim_above};

@@ -19,8 +19,8 @@ const MAX_PRODUCTS: u128 = 1_000_000_000_000;
 const MAX_NODES: usize = 20_000;
 const MAX_RANK: usize = 8;
 
-/// Checks a graph for an input of `input` (NCHW).
-pub(crate) fn check(graph: &Graph, input: [usize; 4]) -> Refusal<()> {
+/// Checks a graph for an input of `input` (NCHW) and returns how many multiplications it takes.
+pub(crate) fn check(graph: &Graph, input: [usize; 4]) -> Refusal<u128> {
     if graph.nodes.len() > MAX_NODES {
         return Err(format!("has {} nodes; at most {MAX_NODES} are run", graph.nodes.len()));
     }
@@ -62,7 +62,7 @@ pub(crate) fn check(graph: &Graph, input: [usize; 4]) -> Refusal<()> {
             ));
         }
     }
-    Ok(())
+    Ok(products)
 }
 
 /// Also of values without elements, whose other sides could still be anything.

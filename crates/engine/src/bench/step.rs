@@ -1,0 +1,106 @@
+//! One denoising step of IdentityNet and UNet with guidance, so with a batch of two.
+
+use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed, values};
+use crate::plan::Compute;
+use crate::{Result, memory};
+use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
+use tensor::{Tensor, ops};
+use weights::Weights;
+
+/// Identity tokens of InstantID.
+const IDENTITY_TOKENS: usize = 16;
+/// Text tokens of one chunk.
+pub(super) const TEXT_TOKENS: usize = 77;
+/// Rows: what is asked for, and what guidance leads away from.
+const BATCH: usize = 2;
+
+/// Times a step on random weights.
+///
+/// # Errors
+/// A size or device that is not valid, what clearly does not fit into memory, no memory.
+pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
+    let size = request.size(shapes)?;
+    let compute = request.compute(shapes.parameters())?;
+    let pixels = u64::from(size.0) * u64::from(size.1) / (shapes.vae.zoom() as u64).pow(2);
+    let need = shapes.parameters() as u64 * memory::bytes(compute.dtype)
+        + memory::step(&shapes.unet.encoder, true, BATCH as u64 * pixels, compute.dtype);
+    let what = format!("a step of {} at {}x{}", shapes.name, size.0, size.1);
+    memory::check_bench(&what, need, request.memory, compute.dtype)?;
+
+    let random = Weights::random(1);
+    let (load_ms, nets) = timed(|| {
+        let mut unet = UNet::load(&random.root(), &shapes.unet, &compute.device, compute.dtype)?;
+        unet.attach_identity(&random.root())?;
+        Ok((unet, ControlNet::load(&random.root(), &shapes.identitynet, &compute.device, compute.dtype)?))
+    })?;
+    let nets = (&nets.0, Some(&nets.1));
+    let inputs = Inputs::new(shapes, size, compute)?;
+    let (context_ms, contexts) = timed(|| inputs.contexts(nets))?;
+    let runs = request.repeat(|| inputs.step(nets, &contexts).map(|_| ()))?;
+    Ok(Measured {
+        title: format!("a denoising step of {}, {}x{}", shapes.name, size.0, size.1),
+        setting: request.setting(&shapes.name, Some(size), compute),
+        times: vec![
+            Time { key: "step_ms", label: "step", ms: runs.median_ms },
+            Time { key: "first_step_ms", label: "first step, with what is done once", ms: context_ms + runs.first_ms },
+            Time { key: "load_ms", label: "making the networks", ms: load_ms },
+        ],
+        rate: rate(runs.flop, runs.median_ms, compute.dtype)?,
+        page_faults: runs.page_faults,
+        tensor_peak_mb: tensor_peak_mb(),
+    })
+}
+
+/// What a step works on.
+pub(super) struct Inputs {
+    text: Tensor,
+    identity: Tensor,
+    added: Option<Added>,
+    hint: Tensor,
+    latent: Tensor,
+}
+
+/// UNet, and IdentityNet where there is one.
+pub(super) type Nets<'a> = (&'a UNet, Option<&'a ControlNet>);
+/// What they compute once for a picture.
+pub(super) type Contexts = (UNetContext, Option<ControlNetContext>);
+
+impl Inputs {
+    pub(super) fn new(shapes: &Shapes, (width, height): (u32, u32), compute: Compute) -> Result<Inputs> {
+        let (encoder, zoom) = (&shapes.unet.encoder, shapes.vae.zoom());
+        let (w, h) = (width as usize / zoom, height as usize / zoom);
+        let of = |shape: &[usize]| values(&compute.device, shape);
+        let sizes = [height as f32, width as f32, 0.0, 0.0, height as f32, width as f32];
+        let pooled = encoder.addition.as_ref().map(|addition| {
+            let numbers = addition.time_embed_dim.or(shapes.text.last().and_then(|text| {
+                Some(addition.input_dim.saturating_sub(text.projection_dim.unwrap_or(text.hidden_size)) / 6)
+            }));
+            addition.input_dim.saturating_sub(6 * numbers.unwrap_or(0))
+        });
+        let added = match pooled {
+            Some(width) => Some(Added { pooled: of(&[BATCH, width])?, time_ids: vec![sizes; BATCH] }),
+            None => None,
+        };
+        Ok(Inputs {
+            text: of(&[BATCH, TEXT_TOKENS, encoder.cross_attention_dim])?,
+            identity: of(&[BATCH, IDENTITY_TOKENS, encoder.cross_attention_dim])?,
+            hint: of(&[1, height as usize, width as usize, shapes.identitynet.conditioning_channels])?,
+            latent: of(&[BATCH, h, w, encoder.in_channels])?,
+            added,
+        })
+    }
+
+    pub(super) fn contexts(&self, (unet, net): Nets) -> Result<Contexts> {
+        let identity = Some(&self.identity).filter(|_| unet.has_identity());
+        let net = net.map(|net| net.context(&self.identity, self.added.as_ref(), &self.hint)).transpose()?;
+        Ok((unet.context(&self.text, identity, self.added.as_ref())?, net))
+    }
+
+    pub(super) fn step(&self, (unet, net): Nets, (context, beside): &Contexts) -> Result<Tensor> {
+        let beside = net.zip(beside.as_ref());
+        let residuals = beside.map(|(net, context)| net.forward(&self.latent, 500.0, context, 0.8)).transpose()?;
+        let out = unet.forward(&self.latent, 500.0, context, 0.8, residuals.as_ref())?;
+        let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
+        Ok(ops::combine(&[(-4.0, &negative), (5.0, &positive)])?)
+    }
+}

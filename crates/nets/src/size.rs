@@ -1,0 +1,123 @@
+//! How many parameters a configuration asks for, before anything is built. Biases and norms, less than a thousandth,
+//! are left out: the count is for telling what cannot fit.
+
+use crate::encoder::{EncoderConfig, Level, MidBlockConfig};
+use crate::{ClipTextConfig, ControlNetConfig, UNetConfig, VaeConfig};
+
+/// Two 3x3 convolutions, the time projection, and the way around where the width changes.
+fn resnet(inputs: usize, outputs: usize, time: usize) -> usize {
+    let around = if inputs == outputs { 0 } else { inputs * outputs };
+    9 * outputs * (inputs + outputs) + time * outputs + around
+}
+
+/// `depth` blocks of self-attention, cross-attention and gated feed-forward, between two projections.
+fn transformer(width: usize, context: usize, depth: usize) -> usize {
+    depth * (4 * width * width + 2 * width * (width + context) + 12 * width * width) + 2 * width * width
+}
+
+impl EncoderConfig {
+    /// Residual blocks and attention of a level; `inputs` gives the width that enters each layer.
+    fn level(&self, level: &Level, inputs: impl Fn(usize) -> usize) -> usize {
+        let resnets: usize = (0..level.layers).map(|i| resnet(inputs(i), level.width, self.time_embed_dim)).sum();
+        let depths = level.attention.iter().flatten();
+        resnets + depths.map(|depth| transformer(level.width, self.cross_attention_dim, *depth)).sum::<usize>()
+    }
+
+    fn parameters(&self) -> usize {
+        let (first, time) = (self.levels.first().map_or(0, |level| level.width), self.time_embed_dim);
+        let added = self.addition.as_ref().map_or(0, |added| time * (added.input_dim + time));
+        let mut sum = self.in_channels * first * self.conv_in_kernel.pow(2) + time * (first + time) + added;
+        let mut entering = first;
+        for (i, level) in self.levels.iter().enumerate() {
+            sum += self.level(level, |layer| if layer == 0 { entering } else { level.width });
+            entering = level.width;
+            sum += if i + 1 < self.levels.len() { 9 * entering * entering } else { 0 };
+        }
+        sum + match self.mid {
+            MidBlockConfig::None => 0,
+            MidBlockConfig::Resnet => resnet(entering, entering, time),
+            MidBlockConfig::CrossAttention { depth, .. } => {
+                2 * resnet(entering, entering, time) + transformer(entering, self.cross_attention_dim, depth)
+            }
+        }
+    }
+}
+
+impl UNetConfig {
+    /// Parameters, without biases and norms.
+    pub fn parameters(&self) -> usize {
+        let levels = &self.encoder.levels;
+        let mut sum = self.encoder.parameters();
+        let mut below = levels.last().map_or(0, |level| level.width);
+        for (i, level) in self.up.iter().enumerate() {
+            let above = levels[levels.len().saturating_sub(i + 2)].width;
+            sum += self.encoder.level(level, |layer| {
+                let entering = if layer == 0 { below } else { level.width };
+                entering + if layer + 1 == level.layers { above } else { level.width }
+            });
+            sum += if i + 1 < self.up.len() { 9 * level.width * level.width } else { 0 };
+            below = level.width;
+        }
+        sum + below * self.out_channels * self.conv_out_kernel.pow(2)
+    }
+
+    /// Parameters of an identity adapter's branch of this UNet: keys and values in every cross-attention.
+    pub fn adapter_parameters(&self) -> usize {
+        let encoder = &self.encoder;
+        let of = |level: &Level| level.width * level.attention.iter().flatten().sum::<usize>();
+        let mid = match (encoder.mid, encoder.levels.last()) {
+            (MidBlockConfig::CrossAttention { depth, .. }, Some(level)) => depth * level.width,
+            _ => 0,
+        };
+        2 * encoder.cross_attention_dim * (encoder.levels.iter().chain(&self.up).map(of).sum::<usize>() + mid)
+    }
+}
+
+impl ControlNetConfig {
+    /// Parameters, without biases and norms.
+    pub fn parameters(&self) -> usize {
+        let levels = &self.encoder.levels;
+        let Some((first, last)) = levels.first().zip(levels.last()) else { return 0 };
+        let widths = &self.conditioning_embedding_out_channels;
+        let pairs: usize = widths.windows(2).map(|pair| 9 * pair[0] * (pair[0] + pair[1])).sum();
+        let ends = 9 * (self.conditioning_channels * widths[0] + widths[widths.len() - 1] * first.width);
+        let zero: usize = levels
+            .iter()
+            .enumerate()
+            .map(|(i, level)| level.width.pow(2) * (level.layers + usize::from(i + 1 < levels.len())))
+            .sum();
+        self.encoder.parameters() + pairs + ends + zero + first.width.pow(2) + last.width.pow(2)
+    }
+}
+
+impl VaeConfig {
+    /// Parameters of both halves, without biases and norms.
+    pub fn parameters(&self) -> usize {
+        let widths = &self.block_out_channels;
+        let Some((first, last)) = widths.first().zip(widths.last()) else { return 0 };
+        let attention = if self.mid_block_add_attention { 4 * last * last } else { 0 };
+        let way = |widths: &mut dyn Iterator<Item = &usize>, layers: usize, entering: usize| -> usize {
+            let mut entering = entering;
+            let sum = widths.map(|&width| {
+                let sum = resnet(entering, width, 0) + (layers - 1) * resnet(width, width, 0) + 9 * width * width;
+                entering = width;
+                sum
+            });
+            sum.sum()
+        };
+        let down = way(&mut widths.iter(), self.layers_per_block, *first) - 9 * last * last;
+        let up = way(&mut widths.iter().rev(), self.layers_per_block + 1, *last) - 9 * first * first;
+        let ends = 9 * (first * (self.in_channels + self.out_channels) + 3 * last * self.latent_channels);
+        down + up + 2 * (2 * resnet(*last, *last, 0) + attention) + ends
+    }
+}
+
+impl ClipTextConfig {
+    /// Parameters, without biases and norms.
+    pub fn parameters(&self) -> usize {
+        let (width, inner) = (self.hidden_size, self.intermediate_size);
+        let layer = 4 * width * width + 2 * width * inner;
+        let tables = width * (self.vocab_size + self.max_position_embeddings + self.projection_dim.unwrap_or(0));
+        self.num_hidden_layers * layer + tables
+    }
+}
