@@ -7,16 +7,15 @@ pub use config::ClipTextConfig;
 use crate::Result;
 use crate::error::input;
 use crate::load::{LayerNorm, Loader};
-use tensor::ops::{self, Activation, KeyValue, Linear};
+use tensor::ops::{self, Activation, Linear};
 use tensor::{DType, Device, Tensor};
 use weights::Scope;
 
 const MODEL: &str = "CLIP text encoder";
 
 struct SelfAttention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// `q_proj`, `k_proj` and `v_proj` as one product.
+    qkv_proj: Linear,
     out_proj: Linear,
 }
 
@@ -64,14 +63,12 @@ impl ClipText {
         let &ClipTextConfig { hidden_size: width, intermediate_size: inner, layer_norm_eps: eps, .. } = config;
         let layer = |i: usize| -> Result<Layer> {
             let at = at.push("encoder.layers").push(i);
-            let project = |name: &str| at.push("self_attn").push(name).linear(width, width, true);
+            let attention = at.push("self_attn");
             Ok(Layer {
                 layer_norm1: at.push("layer_norm1").layer_norm(width, eps)?,
                 self_attn: SelfAttention {
-                    q_proj: project("q_proj")?,
-                    k_proj: project("k_proj")?,
-                    v_proj: project("v_proj")?,
-                    out_proj: project("out_proj")?,
+                    qkv_proj: attention.stacked(&["q_proj", "k_proj", "v_proj"], width, width, true)?,
+                    out_proj: attention.push("out_proj").linear(width, width, true)?,
                 },
                 layer_norm2: at.push("layer_norm2").layer_norm(width, eps)?,
                 fc1: at.push("mlp.fc1").linear(width, inner, true)?,
@@ -174,11 +171,9 @@ impl ClipText {
 impl Layer {
     /// `[b, n, c] -> [b, n, c]`.
     fn forward(&self, x: &Tensor, heads: usize, act: Activation) -> Result<Tensor> {
-        let SelfAttention { q_proj, k_proj, v_proj, out_proj } = &self.self_attn;
-        let h = self.layer_norm1.forward(x)?;
-        let (q, k, v) = (q_proj.forward(&h)?, k_proj.forward(&h)?, v_proj.forward(&h)?);
-        let scale = 1.0 / ((q_proj.out_features() / heads) as f32).sqrt();
-        let h = ops::attention(&q, KeyValue { k: &k, v: &v }, heads, scale, true, None)?;
+        let SelfAttention { qkv_proj, out_proj } = &self.self_attn;
+        let qkv = qkv_proj.forward(&self.layer_norm1.forward(x)?)?;
+        let h = ops::attention_joined(&qkv, heads, 1.0 / ((x.last_dim() / heads) as f32).sqrt(), true)?;
         let x = out_proj.forward_with(&h, Activation::None, Some(x))?;
         let h = self.fc1.forward_with(&self.layer_norm2.forward(&x)?, act, None)?;
         Ok(self.fc2.forward_with(&h, Activation::None, Some(&x))?)

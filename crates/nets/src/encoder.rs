@@ -13,7 +13,7 @@ use crate::embed::{Added, TimestepEmbedding, Timesteps, added_embedding};
 use crate::error::input;
 use crate::load::Loader;
 use crate::resnet::{ResnetBlock, ResnetOptions, load_downsample};
-use crate::transformer::{Attention, CrossKeys, Keys, Step, Transformer2D};
+use crate::transformer::{CrossAttention, CrossKeys, Step, Transformer2D, keys};
 use tensor::ops::{self, Activation, Conv2d, ConvOptions};
 use tensor::{DType, Device, Tensor};
 
@@ -60,6 +60,16 @@ impl Block {
     /// Layer `i`: the residual block, then attention.
     pub(crate) fn layer(&self, i: usize, mut x: Tensor, step: Step<'_>) -> Result<Tensor> {
         x = self.resnets[i].forward(&x, Some(step.temb))?;
+        self.attend(i, x, step)
+    }
+
+    /// As [`Block::layer`] for `x` beside `skip` in channels.
+    pub(crate) fn layer_joined(&self, i: usize, x: Tensor, skip: Tensor, step: Step<'_>) -> Result<Tensor> {
+        let x = self.resnets[i].forward_joined(x, skip, Some(step.temb))?;
+        self.attend(i, x, step)
+    }
+
+    fn attend(&self, i: usize, x: Tensor, step: Step<'_>) -> Result<Tensor> {
         match self.attentions.get(i) {
             Some(attention) => attention.forward(&x, step),
             None => Ok(x),
@@ -67,7 +77,7 @@ impl Block {
     }
 
     /// The cross-attentions in the order in which they run.
-    pub(crate) fn cross_attentions(&self) -> impl Iterator<Item = &Attention> {
+    pub(crate) fn cross_attentions(&self) -> impl Iterator<Item = &CrossAttention> {
         self.attentions.iter().flat_map(|a| a.transformer_blocks.iter().map(|block| &block.attn2))
     }
 }
@@ -168,7 +178,7 @@ impl Encoder {
     }
 
     /// The cross-attentions of the way down and of the middle, in the order in which they run.
-    pub(crate) fn cross_attentions(&self) -> (Vec<&Attention>, Vec<&Attention>) {
+    pub(crate) fn cross_attentions(&self) -> (Vec<&CrossAttention>, Vec<&CrossAttention>) {
         let mid = self.mid_block.iter().filter_map(|mid| mid.attention.as_ref());
         (
             self.down_blocks.iter().flat_map(|down| down.block.cross_attentions()).collect(),
@@ -191,11 +201,16 @@ impl Encoder {
     }
 
     /// `text [b, n, c]` in the compute type -> keys and values of `attentions`, and the added embedding.
-    pub(crate) fn context(&self, attentions: &[&Attention], text: &Tensor, added: Option<&Added>) -> Result<Context> {
+    pub(crate) fn context(
+        &self,
+        attentions: &[&CrossAttention],
+        text: &Tensor,
+        added: Option<&Added>,
+    ) -> Result<Context> {
         let batch = text.dim(0);
         let keys = attentions
             .iter()
-            .map(|a| Ok(CrossKeys { text: Keys::new(&a.to_k, &a.to_v, text)?, identity: None }))
+            .map(|a| Ok(CrossKeys { text: keys(&a.to_k, &a.to_v, text, a.heads)?, identity: None }))
             .collect::<Result<_>>()?;
         let added = match (&self.add_embedding, &self.config.addition, added) {
             (Some(embedding), Some(addition), Some(added)) => Some(added_embedding(

@@ -45,13 +45,31 @@ impl Loader {
         self.tensor_as(leaf, &[len], DType::F32)
     }
 
-    /// The linear layer here, `weight [out, in]`; a 1x1 convolution `[out, in, 1, 1]` is the same thing on NHWC.
+    /// The linear layer here.
     pub(crate) fn linear(&self, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let as_conv = self.scope.shape("weight").is_some_and(|shape| shape.len() == 4);
-        let shape: &[usize] = if as_conv { &[outputs, inputs, 1, 1] } else { &[outputs, inputs] };
-        let weight = self.tensor("weight", shape)?.reshape(&[outputs, inputs])?;
+        let weight = self.weight(inputs, outputs)?;
         let bias = bias.then(|| self.vector("bias", outputs)).transpose()?;
         Ok(Linear::new(&weight, bias.as_ref())?)
+    }
+
+    /// Linear layers of one input as one: their outputs come side by side, in the order of `names`.
+    pub(crate) fn stacked(&self, names: &[&str], inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        for name in names {
+            let at = self.push(name);
+            weights.push(at.weight(inputs, outputs)?);
+            biases.extend(bias.then(|| at.vector("bias", outputs)).transpose()?);
+        }
+        let join = |parts: &[Tensor]| ops::concat_rows(&parts.iter().collect::<Vec<_>>());
+        let bias = bias.then(|| join(&biases)).transpose()?;
+        Ok(Linear::new(&join(&weights)?, bias.as_ref())?)
+    }
+
+    /// `[out, in]`; a 1x1 convolution `[out, in, 1, 1]` is the same thing on NHWC.
+    fn weight(&self, inputs: usize, outputs: usize) -> Result<Tensor> {
+        let as_conv = self.scope.shape("weight").is_some_and(|shape| shape.len() == 4);
+        let shape: &[usize] = if as_conv { &[outputs, inputs, 1, 1] } else { &[outputs, inputs] };
+        Ok(self.tensor("weight", shape)?.reshape(&[outputs, inputs])?)
     }
 
     /// The convolution here, with a square kernel.
@@ -90,6 +108,11 @@ pub(crate) struct GroupNorm {
 impl GroupNorm {
     pub(crate) fn forward(&self, x: &Tensor, act: Activation) -> Result<Tensor> {
         Ok(ops::group_norm(x, self.groups, &self.weight, &self.bias, self.eps, act)?)
+    }
+
+    /// Of channels that lie in two tensors, one after the other.
+    pub(crate) fn forward_joined(&self, parts: [&Tensor; 2], act: Activation) -> Result<Tensor> {
+        Ok(ops::group_norm_joined(parts, self.groups, &self.weight, &self.bias, self.eps, act)?)
     }
 }
 

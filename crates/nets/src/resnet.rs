@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::load::{GroupNorm, Loader};
 use tensor::Tensor;
-use tensor::ops::{Activation, Conv2d, ConvOptions, Fused, Linear};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, Linear};
 
 /// Two normalised convolutions with the time step added between, and a way around (diffusers' `ResnetBlock2D`).
 pub(crate) struct ResnetBlock {
@@ -46,18 +46,37 @@ impl ResnetBlock {
 
     /// `x [b, h, w, in]`, `temb [b, time]` already activated, in f32 -> `[b, h, w, out]`.
     pub(crate) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        let h = self.norm1.forward(x, self.act)?;
+        self.rest(h, temb, || match &self.conv_shortcut {
+            Some(conv) => Ok(conv.forward(x)?),
+            None => Ok(x.clone()),
+        })
+    }
+
+    /// As [`ResnetBlock::forward`] for `x` beside `skip` in channels, which are never put together in memory.
+    pub(crate) fn forward_joined(&self, x: Tensor, skip: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        let Some(conv) = &self.conv_shortcut else {
+            return self.forward(&ops::concat_last(&[&x, &skip])?, temb);
+        };
+        let h = self.norm1.forward_joined([&x, &skip], self.act)?;
+        let around = || {
+            let around = conv.forward_joined(&x, &skip)?;
+            drop((x, skip));
+            Ok(around)
+        };
+        self.rest(h, temb, around)
+    }
+
+    /// From the first norm's result; `around` gives what is added at the end.
+    fn rest(&self, mut h: Tensor, temb: Option<&Tensor>, around: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         let time = match (&self.time_emb_proj, temb) {
-            (Some(project), Some(temb)) => Some(project.forward(temb)?.cast(x.dtype())?),
+            (Some(project), Some(temb)) => Some(project.forward(temb)?.cast(h.dtype())?),
             _ => None,
         };
         // Assigned, not shadowed: each old value is freed at once, and they are the largest in memory.
-        let mut h = self.norm1.forward(x, self.act)?;
         h = self.conv1.forward_with(&h, &Fused { channel_add: time.as_ref(), ..Fused::default() })?;
         h = self.norm2.forward(&h, self.act)?;
-        let around = match &self.conv_shortcut {
-            Some(conv) => conv.forward(x)?,
-            None => x.clone(),
-        };
+        let around = around()?;
         Ok(self.conv2.forward_with(&h, &Fused { residual: Some(&around), ..Fused::default() })?)
     }
 }

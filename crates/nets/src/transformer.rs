@@ -2,31 +2,21 @@
 
 use crate::Result;
 use crate::load::{GroupNorm, LayerNorm, Loader};
+use std::sync::Arc;
 use tensor::Tensor;
-use tensor::ops::{self, Activation, KeyValue, Linear};
+use tensor::ops::{self, Activation, KeyValue, Linear, PackedKeyValue};
 
-/// Keys and values of a context, `[b, m, c]` each.
-#[derive(Debug, Clone)]
-pub(crate) struct Keys {
-    k: Tensor,
-    v: Tensor,
-}
-
-impl Keys {
-    pub(crate) fn new(to_k: &Linear, to_v: &Linear, context: &Tensor) -> Result<Keys> {
-        Ok(Keys { k: to_k.forward(context)?, v: to_v.forward(context)? })
-    }
-
-    fn borrow(&self) -> KeyValue<'_> {
-        KeyValue { k: &self.k, v: &self.v }
-    }
+/// Keys and values of a context `[b, m, c]`, which does not change between steps: packed once for the product.
+pub(crate) fn keys(to_k: &Linear, to_v: &Linear, context: &Tensor, heads: usize) -> Result<Arc<PackedKeyValue>> {
+    let (k, v) = (to_k.forward(context)?, to_v.forward(context)?);
+    Ok(Arc::new(PackedKeyValue::new(KeyValue { k: &k, v: &v }, heads)?))
 }
 
 /// What one cross-attention attends to: the text, and the identity tokens where there are any.
 #[derive(Debug, Clone)]
 pub(crate) struct CrossKeys {
-    pub(crate) text: Keys,
-    pub(crate) identity: Option<Keys>,
+    pub(crate) text: Arc<PackedKeyValue>,
+    pub(crate) identity: Option<Arc<PackedKeyValue>>,
 }
 
 /// What the blocks of one forward pass share.
@@ -39,18 +29,43 @@ pub(crate) struct Step<'a> {
     pub(crate) identity_scale: f32,
 }
 
-/// Multi-head attention with its projections.
-pub(crate) struct Attention {
-    to_q: Linear,
-    pub(crate) to_k: Linear,
-    pub(crate) to_v: Linear,
+/// Attention of a picture's positions to one another.
+struct SelfAttention {
+    /// `to_q`, `to_k` and `to_v` as one product.
+    to_qkv: Linear,
     to_out: Linear,
     heads: usize,
 }
 
-impl Attention {
-    fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<Attention> {
-        Ok(Attention {
+impl SelfAttention {
+    fn load(at: &Loader, width: usize, heads: usize) -> Result<SelfAttention> {
+        Ok(SelfAttention {
+            to_qkv: at.stacked(&["to_q", "to_k", "to_v"], width, width, false)?,
+            to_out: at.push("to_out.0").linear(width, width, true)?,
+            heads,
+        })
+    }
+
+    /// `x` normalised, `residual` before normalisation, both `[b, n, c]`.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let scale = scale(residual.last_dim(), self.heads);
+        let x = ops::attention_joined(&self.to_qkv.forward(x)?, self.heads, scale, false)?;
+        Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
+    }
+}
+
+/// Attention to a context.
+pub(crate) struct CrossAttention {
+    to_q: Linear,
+    pub(crate) to_k: Linear,
+    pub(crate) to_v: Linear,
+    to_out: Linear,
+    pub(crate) heads: usize,
+}
+
+impl CrossAttention {
+    fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<CrossAttention> {
+        Ok(CrossAttention {
             to_q: at.push("to_q").linear(width, width, false)?,
             to_k: at.push("to_k").linear(context, width, false)?,
             to_v: at.push("to_v").linear(context, width, false)?,
@@ -59,27 +74,26 @@ impl Attention {
         })
     }
 
-    /// `x` normalised, `residual` before normalisation, both `[b, n, c]`.
-    fn forward(
-        &self,
-        x: &Tensor,
-        keys: &Keys,
-        second: Option<(KeyValue<'_>, f32)>,
-        residual: &Tensor,
-    ) -> Result<Tensor> {
+    /// As [`SelfAttention::forward`], to `keys`.
+    fn forward(&self, x: &Tensor, keys: &CrossKeys, identity_scale: f32, residual: &Tensor) -> Result<Tensor> {
+        // A weight of nothing must give the bytes of no identity, so the branch is not run at all.
+        let second = keys.identity.as_deref().filter(|_| identity_scale != 0.0).map(|keys| (keys, identity_scale));
         let q = self.to_q.forward(x)?;
-        let scale = 1.0 / ((self.to_q.out_features() / self.heads) as f32).sqrt();
-        let x = ops::attention(&q, keys.borrow(), self.heads, scale, false, second)?;
+        let x = ops::attention_packed(&q, &keys.text, scale(q.last_dim(), self.heads), second)?;
         Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
     }
+}
+
+fn scale(width: usize, heads: usize) -> f32 {
+    1.0 / ((width / heads) as f32).sqrt()
 }
 
 /// Self-attention, cross-attention, feed-forward (diffusers' `BasicTransformerBlock` with layer norms and GEGLU).
 pub(crate) struct TransformerBlock {
     norm1: LayerNorm,
-    attn1: Attention,
+    attn1: SelfAttention,
     norm2: LayerNorm,
-    pub(crate) attn2: Attention,
+    pub(crate) attn2: CrossAttention,
     norm3: LayerNorm,
     ff_in: Linear,
     ff_out: Linear,
@@ -92,9 +106,9 @@ impl TransformerBlock {
     fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<TransformerBlock> {
         Ok(TransformerBlock {
             norm1: at.push("norm1").layer_norm(width, LAYER_NORM_EPS)?,
-            attn1: Attention::load(&at.push("attn1"), width, width, heads)?,
+            attn1: SelfAttention::load(&at.push("attn1"), width, heads)?,
             norm2: at.push("norm2").layer_norm(width, LAYER_NORM_EPS)?,
-            attn2: Attention::load(&at.push("attn2"), width, context, heads)?,
+            attn2: CrossAttention::load(&at.push("attn2"), width, context, heads)?,
             norm3: at.push("norm3").layer_norm(width, LAYER_NORM_EPS)?,
             ff_in: at.push("ff.net.0.proj").linear(width, 8 * width, true)?,
             ff_out: at.push("ff.net.2").linear(4 * width, width, true)?,
@@ -102,15 +116,9 @@ impl TransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, keys: &CrossKeys, identity_scale: f32) -> Result<Tensor> {
-        let mut h = self.norm1.forward(x)?;
-        let keys_of_self = Keys::new(&self.attn1.to_k, &self.attn1.to_v, &h)?;
-        let mut x = self.attn1.forward(&h, &keys_of_self, None, x)?;
-        drop(keys_of_self);
-        // A weight of nothing must give the bytes of no identity, so the branch is not run at all.
-        let second =
-            keys.identity.as_ref().filter(|_| identity_scale != 0.0).map(|keys| (keys.borrow(), identity_scale));
-        h = self.norm2.forward(&x)?;
-        x = self.attn2.forward(&h, &keys.text, second, &x)?;
+        let mut x = self.attn1.forward(&self.norm1.forward(x)?, x)?;
+        let mut h = self.norm2.forward(&x)?;
+        x = self.attn2.forward(&h, keys, identity_scale, &x)?;
         h = self.norm3.forward(&x)?;
         h = self.ff_in.forward_geglu(&h)?;
         Ok(self.ff_out.forward_with(&h, Activation::None, Some(&x))?)

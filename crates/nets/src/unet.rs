@@ -9,7 +9,7 @@ use crate::encoder::{Block, Context, Encoder};
 use crate::error::input;
 use crate::load::{GroupNorm, Loader};
 use crate::resnet::load_upsample;
-use crate::transformer::{Attention, Keys, Step};
+use crate::transformer::{CrossAttention, Step, keys};
 use crate::{Added, Result};
 use identity::IdentityAttention;
 use tensor::ops::{self, Conv2d, ConvOptions};
@@ -127,7 +127,7 @@ impl UNet {
     }
 
     /// The cross-attentions in the order in which they run.
-    fn cross_attentions(&self) -> Vec<&Attention> {
+    fn cross_attentions(&self) -> Vec<&CrossAttention> {
         let (mut all, mid) = self.encoder.cross_attentions();
         all.extend(mid);
         all.extend(self.up_blocks.iter().flat_map(|up| up.block.cross_attentions()));
@@ -147,8 +147,9 @@ impl UNet {
                 return Err(input(MODEL, "the identity", identity.shape(), "none: no identity adapter is attached"));
             }
             let identity = self.encoder.tokens("the identity", identity, Some(context.batch))?;
-            for (keys, branch) in context.keys.iter_mut().zip(&self.identity) {
-                keys.identity = Some(Keys::new(&branch.to_k_ip, &branch.to_v_ip, &identity)?);
+            for ((known, branch), attention) in context.keys.iter_mut().zip(&self.identity).zip(self.cross_attentions())
+            {
+                known.identity = Some(keys(&branch.to_k_ip, &branch.to_v_ip, &identity, attention.heads)?);
             }
         }
         Ok(UNetContext(context))
@@ -192,9 +193,7 @@ impl UNet {
         for up in &self.up_blocks {
             for i in 0..up.block.resnets.len() {
                 let Some(skip) = kept.pop() else { return Err(self.too_few_skips()) };
-                x = ops::concat_last(&[&x, &skip])?;
-                drop(skip);
-                x = up.block.layer(i, x, step)?;
+                x = up.block.layer_joined(i, x, skip, step)?;
             }
             if let (Some(conv), Some(next)) = (&up.upsampler, kept.last()) {
                 // To the size of what comes next rather than to the double, which differs at odd sizes.

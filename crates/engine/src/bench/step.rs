@@ -72,9 +72,10 @@ impl Inputs {
         let of = |shape: &[usize]| values(&compute.device, shape);
         let sizes = [height as f32, width as f32, 0.0, 0.0, height as f32, width as f32];
         let pooled = encoder.addition.as_ref().map(|addition| {
-            let numbers = addition.time_embed_dim.or(shapes.text.last().and_then(|text| {
-                Some(addition.input_dim.saturating_sub(text.projection_dim.unwrap_or(text.hidden_size)) / 6)
-            }));
+            // As the network itself tells it from the pooled text, where the configuration does not.
+            let pooled = shapes.text.last().map(|text| text.projection_dim.unwrap_or(text.hidden_size));
+            let numbers =
+                addition.time_embed_dim.or(pooled.map(|pooled| addition.input_dim.saturating_sub(pooled) / 6));
             addition.input_dim.saturating_sub(6 * numbers.unwrap_or(0))
         });
         let added = match pooled {

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::load::{GroupNorm, Loader};
 use crate::resnet::{ResnetBlock, ResnetOptions, load_downsample, load_upsample};
 use tensor::Tensor;
-use tensor::ops::{self, Activation, Conv2d, KeyValue, Linear};
+use tensor::ops::{self, Activation, Conv2d, Linear};
 
 /// Of every norm in an autoencoder; no configuration has a field for it.
 const EPS: f32 = 1e-6;
@@ -19,24 +19,19 @@ impl VaeConfig {
 /// Self-attention over the picture's positions with one head.
 struct MidAttention {
     group_norm: GroupNorm,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    /// `to_q`, `to_k` and `to_v` as one product.
+    to_qkv: Linear,
     to_out: Linear,
 }
 
 impl MidAttention {
     fn load(at: &Loader, width: usize, groups: usize) -> Result<MidAttention> {
-        let project = |name: &str, old: &str| {
-            let name = if at.scope.shape(&format!("{old}.weight")).is_some() { old } else { name };
-            at.push(name).linear(width, width, true)
-        };
+        let name = |name, old| if at.scope.shape(&format!("{old}.weight")).is_some() { old } else { name };
+        let names = [name("to_q", "query"), name("to_k", "key"), name("to_v", "value")];
         Ok(MidAttention {
             group_norm: at.push("group_norm").group_norm(width, groups, EPS)?,
-            to_q: project("to_q", "query")?,
-            to_k: project("to_k", "key")?,
-            to_v: project("to_v", "value")?,
-            to_out: project("to_out.0", "proj_attn")?,
+            to_qkv: at.stacked(&names, width, width, true)?,
+            to_out: at.push(name("to_out.0", "proj_attn")).linear(width, width, true)?,
         })
     }
 
@@ -44,8 +39,7 @@ impl MidAttention {
         let [b, h, w, c] = x.dims4()?;
         let flat = x.reshape(&[b, h * w, c])?;
         let y = self.group_norm.forward(&flat, Activation::None)?;
-        let (q, k, v) = (self.to_q.forward(&y)?, self.to_k.forward(&y)?, self.to_v.forward(&y)?);
-        let y = ops::attention(&q, KeyValue { k: &k, v: &v }, 1, 1.0 / (c as f32).sqrt(), false, None)?;
+        let y = ops::attention_joined(&self.to_qkv.forward(&y)?, 1, 1.0 / (c as f32).sqrt(), false)?;
         Ok(self.to_out.forward_with(&y, Activation::None, Some(&flat))?.reshape(&[b, h, w, c])?)
     }
 }
