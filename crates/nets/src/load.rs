@@ -34,10 +34,11 @@ impl Loader {
 
     fn tensor_as(&self, leaf: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let view = self.scope.get(leaf, shape)?;
-        Ok(match dtype {
-            DType::BF16 => Tensor::from_bf16_bits(&self.device, shape, &view.to_bf16()?)?,
-            _ => Tensor::from_f32(&self.device, dtype, shape, &view.to_f32()?)?,
-        })
+        match dtype {
+            DType::BF16 => Tensor::write_bf16_bits(&self.device, shape, |out| Ok(view.read_bf16(out)?)),
+            DType::F32 => Tensor::write_f32(&self.device, shape, |out| Ok(view.read_f32(out)?)),
+            DType::F16 => Ok(Tensor::from_f32(&self.device, dtype, shape, &view.to_f32()?)?),
+        }
     }
 
     /// A vector that stays f32 whatever the compute type: biases and norms are small and their rounding is felt.

@@ -13,6 +13,7 @@ mod device;
 mod error;
 mod meter;
 pub mod ops;
+mod pages;
 pub mod random;
 mod storage;
 mod tensor;

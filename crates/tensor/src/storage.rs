@@ -1,8 +1,7 @@
 //! Memory behind tensors, and that of the CPU back end: blocks go back to a pool and are handed out again, so that a
 //! denoising step in the steady state maps no new pages.
 
-use crate::{Device, Error, Result, cuda};
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use crate::{Device, Error, Result, cuda, pages};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
@@ -80,9 +79,7 @@ impl Block {
         pool.used_bytes += size;
         pool.peak_bytes = pool.peak_bytes.max(pool.used_bytes);
         drop(pool);
-        let layout = Layout::from_size_align(size, ALIGN).map_err(|_| oom())?;
-        // SAFETY: the layout has a non-zero size.
-        match NonNull::new(unsafe { alloc_zeroed(layout) }) {
+        match pages::take(size, ALIGN) {
             Some(ptr) => Ok(Block { ptr, bytes: size }),
             None => {
                 self::pool().used_bytes -= size;
@@ -96,8 +93,8 @@ impl Block {
     }
 
     fn release(self) {
-        // SAFETY: allocated in `new` with this very layout.
-        unsafe { dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.bytes, ALIGN)) };
+        // SAFETY: taken in `new` with this very size, and forgotten here.
+        unsafe { pages::give_back(self.ptr, self.bytes, ALIGN) };
         std::mem::forget(self);
     }
 }

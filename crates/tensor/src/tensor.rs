@@ -172,6 +172,37 @@ impl Tensor {
         })
     }
 
+    /// A tensor of f32 whose numbers `write` puts into the tensor's own memory: none in between for gigabytes of weights.
+    ///
+    /// # Errors
+    /// Memory runs out; whatever `write` says.
+    pub fn write_f32<E: From<Error>>(
+        device: &Device,
+        shape: &[usize],
+        write: impl FnOnce(&mut [f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E> {
+        let mut written = Ok(());
+        let tensor = Tensor::build::<f32>(device, shape, |out| written = write(out))?;
+        written.map(|()| tensor)
+    }
+
+    /// As [`Tensor::write_f32`] for the bit patterns of bf16.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_bf16_bits<E: From<Error>>(
+        device: &Device,
+        shape: &[usize],
+        write: impl FnOnce(&mut [u16]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E> {
+        let mut written = Ok(());
+        let tensor = Tensor::build::<bf16>(device, shape, |out| {
+            use half::slice::HalfFloatSliceExt;
+            written = write(out.reinterpret_cast_mut());
+        })?;
+        written.map(|()| tensor)
+    }
+
     /// A tensor of zeros.
     ///
     /// # Errors

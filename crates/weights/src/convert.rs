@@ -56,14 +56,13 @@ impl Number for u16 {
     }
 }
 
-/// All elements in row-major order, and whether all of them are finite.
-pub(crate) fn convert<T: Number>(tensor: &Stored) -> Result<(Vec<T>, bool)> {
+/// All elements in row-major order into memory of as many, and whether all of them are finite.
+pub(crate) fn convert<T: Number>(tensor: &Stored, out: &mut [T]) -> Result<bool> {
     tensor.storage.unchanged()?;
     tensor.storage.verify()?;
-    let mut out = vec![T::default(); tensor.len()];
-    let finite = if tensor.is_contiguous() { read_contiguous(tensor, &mut out)? } else { gather(tensor, &mut out)? };
+    let finite = if tensor.is_contiguous() { read_contiguous(tensor, out)? } else { gather(tensor, out)? };
     tensor.storage.unchanged()?;
-    Ok((out, finite))
+    Ok(finite)
 }
 
 fn read_contiguous<T: Number>(tensor: &Stored, out: &mut [T]) -> Result<bool> {

@@ -7,10 +7,9 @@ use crate::convert::Number;
 const PIECE: usize = 1 << 16;
 
 /// The same values for the same seed, name and shape, on any number of threads.
-pub(crate) fn fill<T: Number>(seed: u64, name: &str, shape: &[usize]) -> Vec<T> {
+pub(crate) fn fill<T: Number>(seed: u64, name: &str, shape: &[usize], out: &mut [T]) {
     let (centre, spread) = scale(name, shape);
     let key = name.bytes().fold(mix(seed), |key, byte| mix(key ^ byte as u64));
-    let mut out = vec![T::default(); shape.iter().product()];
     out.par_chunks_mut(PIECE).enumerate().for_each(|(piece, out)| {
         let mut state = mix(key ^ piece as u64);
         // Four 16-bit draws from each 64-bit state.
@@ -23,7 +22,6 @@ pub(crate) fn fill<T: Number>(seed: u64, name: &str, shape: &[usize]) -> Vec<T> 
             }
         }
     });
-    out
 }
 
 /// Unit variance through a matrix product: uniform within sqrt(3 / fan-in). Norms stay near one.

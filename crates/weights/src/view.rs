@@ -53,16 +53,34 @@ impl View {
         self.read()
     }
 
+    /// As [`View::to_f32`] into memory that is there already, of exactly as many elements.
+    pub fn read_f32(&self, out: &mut [f32]) -> Result<()> {
+        self.read_into(out)
+    }
+
+    /// As [`View::to_bf16`] into memory that is there already, of exactly as many elements.
+    pub fn read_bf16(&self, out: &mut [u16]) -> Result<()> {
+        self.read_into(out)
+    }
+
     fn read<T: Number>(&self) -> Result<Vec<T>> {
-        match &self.data {
-            Data::Random { seed, shape } => Ok(random::fill(*seed, &self.name, shape)),
-            Data::Stored(tensor) => match convert(tensor)? {
-                (values, true) => Ok(values),
-                (_, false) => {
-                    Err(Error::NonFinite { name: self.name.clone(), file: self.file.to_string(), target: T::NAME })
-                }
-            },
-        }
+        let mut out = vec![T::default(); self.shape().iter().product()];
+        self.read_into(&mut out)?;
+        Ok(out)
+    }
+
+    fn read_into<T: Number>(&self, out: &mut [T]) -> Result<()> {
+        let count: usize = self.shape().iter().product();
+        assert!(out.len() == count, "{}: {count} elements do not fill memory for {}", self.name, out.len());
+        let finite = match &self.data {
+            Data::Random { seed, shape } => {
+                random::fill(*seed, &self.name, shape, out);
+                true
+            }
+            Data::Stored(tensor) => convert(tensor, out)?,
+        };
+        let refuse = || Error::NonFinite { name: self.name.clone(), file: self.file.to_string(), target: T::NAME };
+        if finite { Ok(()) } else { Err(refuse()) }
     }
 }
 
