@@ -5,7 +5,7 @@
 //! activations of UNet and VAE.
 
 use crate::generate::{TILE, UNTILED_PIXELS};
-use crate::plan::Plan;
+use crate::plan::{Compute, Plan};
 use crate::request::Request;
 use crate::stack::Stack;
 use crate::{Error, Result};
@@ -38,8 +38,10 @@ pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()>
 }
 
 /// Refuses a benchmark that clearly needs more than the memory that is there.
-pub(crate) fn check_bench(what: &str, need: u64, there: Option<u64>, dtype: DType) -> Result<()> {
-    let Some(there) = there.filter(|there| need > *there) else { return Ok(()) };
+pub(crate) fn check_bench(what: &str, need: u64, there: Option<u64>, compute: Compute) -> Result<()> {
+    let Compute { device, dtype } = compute;
+    let on_device = device.memory()?.map(|(free, _)| free as u64);
+    let Some(there) = on_device.or(there).filter(|there| need > *there) else { return Ok(()) };
     let advice = match dtype {
         DType::F32 => "a smaller --size, a smaller --config or --precision bf16 need less",
         _ => "a smaller --size or a smaller --config need less",

@@ -1,6 +1,6 @@
 //! What was decided: every default filled in, every size checked. The plan is also the record in the image.
 
-use crate::request::{Embedding, Precision, Request, Rng};
+use crate::request::{DeviceChoice, Embedding, Precision, Request, Rng};
 use crate::samplers::Sampler;
 use crate::schedule::Schedule;
 use crate::stack::Stack;

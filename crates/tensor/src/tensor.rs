@@ -181,6 +181,11 @@ impl Tensor {
         shape: &[usize],
         write: impl FnOnce(&mut [f32]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Tensor, E> {
+        if *device != Device::Cpu {
+            let mut host = vec![0.0; elements("write_f32", shape)?];
+            write(&mut host)?;
+            return Ok(Tensor::from_f32(device, DType::F32, shape, &host)?);
+        }
         let mut written = Ok(());
         let tensor = Tensor::build::<f32>(device, shape, |out| written = write(out))?;
         written.map(|()| tensor)
@@ -195,6 +200,11 @@ impl Tensor {
         shape: &[usize],
         write: impl FnOnce(&mut [u16]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Tensor, E> {
+        if *device != Device::Cpu {
+            let mut host = vec![0; elements("write_bf16_bits", shape)?];
+            write(&mut host)?;
+            return Ok(Tensor::from_bf16_bits(device, shape, &host)?);
+        }
         let mut written = Ok(());
         let tensor = Tensor::build::<bf16>(device, shape, |out| {
             use half::slice::HalfFloatSliceExt;

@@ -25,7 +25,7 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
     let need = stack.parameters(true) as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, stack.has_identitynet(), 2 * pixels, compute.dtype);
     let what = format!("{} at {}x{}", models.base.display(), size.0, size.1);
-    memory::check_bench(&what, need, request.memory, compute.dtype)?;
+    memory::check_bench(&what, need, request.memory, compute)?;
 
     let (text_ms, ()) = timed(|| text(&stack, compute))?;
     let (identity_ms, ()) = timed(|| identity(&stack, compute))?;
@@ -35,7 +35,7 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
     let inputs = Inputs::new(&shapes, size, compute)?;
     let (context_ms, contexts) = timed(|| inputs.contexts((&unet, net.as_ref())))?;
     let ready = begin.elapsed().as_secs_f64() * 1e3;
-    let runs = request.repeat(|| inputs.step((&unet, net.as_ref()), &contexts).map(|_| ()))?;
+    let runs = request.repeat(compute.device, || inputs.step((&unet, net.as_ref()), &contexts).map(|_| ()))?;
     drop(vae);
 
     let files: Vec<PathBuf> = stack.files().values().flat_map(|(_, files)| files.clone()).collect();
@@ -59,9 +59,9 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
             time("first_step_ms", "first step", runs.first_ms),
             time("step_ms", "later steps", runs.median_ms),
         ],
-        rate: rate(runs.flop, runs.median_ms, compute.dtype)?,
+        rate: rate(runs.flop, runs.median_ms, compute)?,
         page_faults: runs.page_faults,
-        tensor_peak_mb: tensor_peak_mb(),
+        tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })
 }
 

@@ -103,8 +103,12 @@ struct Runs {
 }
 
 impl BenchRequest {
-    /// Runs the work once, then as often as asked for.
-    fn repeat(&self, mut work: impl FnMut() -> Result<()>) -> Result<Runs> {
+    /// Runs the work once, then as often as asked for, each time until the device has done it.
+    fn repeat(&self, device: Device, mut work: impl FnMut() -> Result<()>) -> Result<Runs> {
+        let mut work = || {
+            work()?;
+            Ok(device.synchronize()?)
+        };
         let (first_ms, _) = timed(&mut work)?;
         let (mut times, mut faults, mut flop) = (Vec::new(), Vec::new(), 0);
         for _ in 0..self.runs.max(1) {
@@ -121,13 +125,13 @@ impl BenchRequest {
 
     /// Device and numbers; `parameters` decide where nothing was said.
     fn compute(&self, parameters: usize) -> Result<Compute> {
-        Compute::choose(self.device, self.precision, parameters)
+        Ok(Compute::choose(self.device, self.precision, parameters)?.0)
     }
 
     /// Device and numbers of a network that a generation always runs in f32.
     fn compute_in_f32(&self) -> Result<Compute> {
         let precision = if self.precision == Precision::Auto { Precision::F32 } else { self.precision };
-        Compute::choose(self.device, precision, 0)
+        Ok(Compute::choose(self.device, precision, 0)?.0)
     }
 
     /// The size, checked against how many pixels one of the latent's stands for and how often the UNet halves.
@@ -164,8 +168,8 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
 }
 
 /// Measures what the arithmetic units give, and compares.
-fn rate(flop: u64, ms: f64, dtype: DType) -> Result<Rate> {
-    let peak = tensor::measure_peak(dtype)?;
+fn rate(flop: u64, ms: f64, Compute { device, dtype }: Compute) -> Result<Rate> {
+    let peak = tensor::measure_peak_of(&device, dtype)?;
     let per_s = flop as f64 / ms * 1e3;
     Ok(Rate {
         tflop: flop as f64 / 1e12,
@@ -175,8 +179,8 @@ fn rate(flop: u64, ms: f64, dtype: DType) -> Result<Rate> {
     })
 }
 
-fn tensor_peak_mb() -> f64 {
-    tensor::memory_use().peak as f64 / 1e6
+fn tensor_peak_mb(device: Device) -> Result<f64> {
+    Ok(tensor::memory_use_of(&device)?.peak as f64 / 1e6)
 }
 
 /// A fixed sequence without visible period, about as large as normal noise.

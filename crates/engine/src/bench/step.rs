@@ -25,7 +25,7 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let need = shapes.parameters() as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, true, BATCH as u64 * pixels, compute.dtype);
     let what = format!("a step of {} at {}x{}", shapes.name, size.0, size.1);
-    memory::check_bench(&what, need, request.memory, compute.dtype)?;
+    memory::check_bench(&what, need, request.memory, compute)?;
 
     let random = Weights::random(1);
     let (load_ms, nets) = timed(|| {
@@ -36,7 +36,7 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let nets = (&nets.0, Some(&nets.1));
     let inputs = Inputs::new(shapes, size, compute)?;
     let (context_ms, contexts) = timed(|| inputs.contexts(nets))?;
-    let runs = request.repeat(|| inputs.step(nets, &contexts).map(|_| ()))?;
+    let runs = request.repeat(compute.device, || inputs.step(nets, &contexts).map(|_| ()))?;
     Ok(Measured {
         title: format!("a denoising step of {}, {}x{}", shapes.name, size.0, size.1),
         setting: request.setting(&shapes.name, Some(size), compute),
@@ -45,9 +45,9 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
             Time { key: "first_step_ms", label: "first step, with what is done once", ms: context_ms + runs.first_ms },
             Time { key: "load_ms", label: "making the networks", ms: load_ms },
         ],
-        rate: rate(runs.flop, runs.median_ms, compute.dtype)?,
+        rate: rate(runs.flop, runs.median_ms, compute)?,
         page_faults: runs.page_faults,
-        tensor_peak_mb: tensor_peak_mb(),
+        tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })
 }
 

@@ -14,7 +14,7 @@ pub fn text(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let compute = request.compute_in_f32()?;
     let parameters = shapes.text.iter().map(ClipTextConfig::parameters).sum::<usize>() as u64;
     let what = format!("the text encoders of {}", shapes.name);
-    memory::check_bench(&what, parameters * memory::bytes(compute.dtype), request.memory, compute.dtype)?;
+    memory::check_bench(&what, parameters * memory::bytes(compute.dtype), request.memory, compute)?;
 
     let random = Weights::random(1);
     let load = |config| Ok(ClipText::load(&random.root(), config, &compute.device, compute.dtype)?);
@@ -24,7 +24,7 @@ pub fn text(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
         let length = TEXT_TOKENS.min(config.max_position_embeddings) as u32;
         vec![(0..length).map(|i| (first + 37 * i) % config.vocab_size as u32).collect::<Vec<u32>>()]
     };
-    let runs = request.repeat(|| {
+    let runs = request.repeat(compute.device, || {
         for encoder in &encoders {
             encoder.forward(&prompt(encoder, 1), 0)?;
             encoder.forward(&prompt(encoder, 2), 0)?;
@@ -39,8 +39,8 @@ pub fn text(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
             Time { key: "first_text_ms", label: "first time", ms: runs.first_ms },
             Time { key: "load_ms", label: "making the networks", ms: load_ms },
         ],
-        rate: rate(runs.flop, runs.median_ms, compute.dtype)?,
+        rate: rate(runs.flop, runs.median_ms, compute)?,
         page_faults: runs.page_faults,
-        tensor_peak_mb: tensor_peak_mb(),
+        tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })
 }

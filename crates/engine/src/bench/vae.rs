@@ -15,13 +15,13 @@ pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let compute = request.compute_in_f32()?;
     let pixels = u64::from(size.0) * u64::from(size.1);
     let need = memory::decode(&shapes.vae, pixels) / 4 * memory::bytes(compute.dtype);
-    memory::check_bench(&format!("decoding {}x{}", size.0, size.1), need, request.memory, compute.dtype)?;
+    memory::check_bench(&format!("decoding {}x{}", size.0, size.1), need, request.memory, compute)?;
 
     let random = Weights::random(1);
     let (load_ms, vae) = timed(|| Ok(Vae::load(&random.root(), &shapes.vae, &compute.device, compute.dtype)?))?;
     let [w, h] = [size.0, size.1].map(|side| side as usize / shapes.vae.zoom());
     let latent = values(&compute.device, &[1, h, w, shapes.vae.latent_channels])?;
-    let runs = request.repeat(|| decode_latent(&vae, &latent).map(|_| ()))?;
+    let runs = request.repeat(compute.device, || decode_latent(&vae, &latent).map(|_| ()))?;
     Ok(Measured {
         title: format!("decoding with the VAE of {}, {}x{}", shapes.name, size.0, size.1),
         setting: request.setting(&shapes.name, Some(size), compute),
@@ -30,8 +30,8 @@ pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
             Time { key: "first_decode_ms", label: "first time", ms: runs.first_ms },
             Time { key: "load_ms", label: "making the network", ms: load_ms },
         ],
-        rate: rate(runs.flop, runs.median_ms, compute.dtype)?,
+        rate: rate(runs.flop, runs.median_ms, compute)?,
         page_faults: runs.page_faults,
-        tensor_peak_mb: tensor_peak_mb(),
+        tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })
 }
