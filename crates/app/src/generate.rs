@@ -39,17 +39,16 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let mut saved = Vec::new();
     let mut save = |picture: Picture, plan: &Plan| {
         let path = target.save(&picture, plan)?;
-        if let Some(file) = &args.save_latent {
-            picture.save_latent(&numbered(file, picture.seed, plan.seeds.len()))?;
-        }
-        saved.push((path, picture));
+        let latent = args.save_latent.as_deref().map(|file| numbered(file, picture.seed, plan.seeds.len()));
+        let latent = latent.map(|file| picture.save_latent(&file)).transpose()?;
+        saved.push((path, latent, picture));
         Ok(())
     };
     let output = make(&request, drawn, &mut save)?;
     let likeness = Likeness::open(&request)?;
-    let images = saved
-        .into_iter()
-        .map(|(path, picture)| Ok(Image { path, seed: picture.seed, likeness: likeness.of(&picture)? }));
+    let images = saved.into_iter().map(|(path, latent, picture)| {
+        Ok(Image { path, latent, seed: picture.seed, likeness: likeness.of(&picture)? })
+    });
     let images = images.collect::<Result<Vec<_>, Fault>>()?;
     let judged = !args.json && images.iter().any(|image| image.likeness.is_some());
     let scale = if judged { likeness.scale()? } else { None };
@@ -120,6 +119,7 @@ fn model_paths(args: &GenerateArgs, config: &HubConfig, request: &Request) -> Re
 /// A picture that was made and saved.
 struct Image {
     path: PathBuf,
+    latent: Option<PathBuf>,
     seed: u64,
     likeness: Option<f64>,
 }
@@ -175,8 +175,11 @@ fn tell(
     drawn: &Drawn,
 ) -> Result<(), Fault> {
     if !args.json {
-        for Image { path, seed, likeness } in images {
+        for Image { path, latent, seed, likeness } in images {
             output::line(&path.display().to_string())?;
+            if let Some(latent) = latent {
+                output::say(&format!("latent in {}", latent.display()));
+            }
             if args.seed.is_none() {
                 output::say(&format!("seed {seed}"));
             }
@@ -193,6 +196,9 @@ fn tell(
     }
     let image = |image: &Image| {
         let mut value = json!({"path": image.path.display().to_string(), "seed": image.seed});
+        if let Some(latent) = &image.latent {
+            value["latent"] = json!(latent.display().to_string());
+        }
         // Only where it was measured.
         if let Some(likeness) = image.likeness {
             value["likeness"] = json!(likeness);

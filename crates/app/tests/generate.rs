@@ -131,13 +131,21 @@ fn a_drawn_seed_is_told_and_names_are_given() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(text(&output.stdout), "./sameface-0001.png\n./sameface-0002.png\n");
     let said = text(&output.stderr);
-    let seeds: Vec<u64> = said.lines().map(|line| line.strip_prefix("seed ").unwrap().parse().unwrap()).collect();
+    let seeds: Vec<u64> = said.lines().filter_map(|line| line.strip_prefix("seed ")?.parse().ok()).collect();
     assert_eq!(seeds[1], seeds[0] + 1);
     let latents = seeds.iter().map(|seed| format!("l-{seed}.safetensors"));
     let mut names: Vec<String> =
         ["sameface-0001.png".into(), "sameface-0002.png".into()].into_iter().chain(latents).collect();
     names.sort();
     assert_eq!(place.names(), names);
+    // As of pictures, nothing that exists is overwritten.
+    let again = ["--face", &identity, "--seed", "7", "--save-latent", "l.safetensors", "--json"];
+    for latent in ["l.safetensors", "l-0001.safetensors"] {
+        let output = place.generate(&[], &again);
+        let object: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+        assert_eq!(object["images"][0]["latent"], latent, "{}", text(&output.stderr));
+        assert!(place.path(latent).is_file());
+    }
 }
 
 #[test]

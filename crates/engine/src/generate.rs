@@ -350,11 +350,12 @@ fn decode(vae: &Vae, latent: Tensor, seed: u64) -> Result<Picture> {
 }
 
 impl Picture {
-    /// Writes the latent as safetensors, named `latent`, `[1, c, h, w]` in f32 as torch has it.
+    /// Writes the latent as safetensors, named `latent`, `[1, c, h, w]` in f32 as torch has it; under a numbered name
+    /// where there is something of this one already. Returns the name.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn save_latent(&self, path: &std::path::Path) -> Result<()> {
+    pub fn save_latent(&self, path: &std::path::Path) -> Result<std::path::PathBuf> {
         let [_, h, w, c] = self.latent.dims4()?;
         let values = self.latent.cast(DType::F32)?.to_vec_f32()?;
         let planes = (0..c).flat_map(|ch| (0..h * w).map(move |i| i * c + ch)).map(|i| values[i]);
@@ -362,6 +363,6 @@ impl Picture {
         let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, c, h, w], &bytes);
         let file = view.and_then(|view| safetensors::serialize([("latent", view)], None));
         let file = file.map_err(|e| Error::Refused(format!("the latent could not be written: {e}")))?;
-        crate::files::write_atomically(path, &file)
+        crate::save::write_beside(path, &file)
     }
 }

@@ -77,21 +77,29 @@ impl Target {
     /// # Errors
     /// The file cannot be written.
     pub fn save_bytes(&self, bytes: &[u8]) -> Result<PathBuf> {
-        let first = u32::from(!self.plain_first);
-        for number in first..MOST_NAMES {
-            let name = match number {
-                0 => format!("{}.png", self.stem),
-                n => format!("{}-{n:04}.png", self.stem),
-            };
-            let path = self.folder.join(name);
-            if !path.exists() && write_new(&path, bytes)? {
-                return Ok(path);
-            }
-        }
-        Error::refused(format!(
-            "{} holds {MOST_NAMES} pictures named {}; choose another name",
-            self.folder.display(),
-            self.stem
-        ))
+        write_free(&self.folder, &self.stem, ".png", self.plain_first, bytes)
     }
+}
+
+/// Writes a file of this name, or of the first numbered one where there is something already.
+pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let ending = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    write_free(path.parent().unwrap_or(Path::new("")), &stem, &ending, true, bytes)
+}
+
+/// Writes under the first name that is free: with `plain_first` the stem itself, then the stem with a number.
+fn write_free(folder: &Path, stem: &str, ending: &str, plain_first: bool, bytes: &[u8]) -> Result<PathBuf> {
+    for number in u32::from(!plain_first)..MOST_NAMES {
+        let name = match number {
+            0 => format!("{stem}{ending}"),
+            n => format!("{stem}-{n:04}{ending}"),
+        };
+        let path = folder.join(name);
+        if !path.exists() && write_new(&path, bytes)? {
+            return Ok(path);
+        }
+    }
+    let folder = folder.display();
+    Error::refused(format!("{folder} holds {MOST_NAMES} files named {stem}; choose another name"))
 }

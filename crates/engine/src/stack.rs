@@ -187,6 +187,17 @@ impl Stack {
             // Known, and not needed.
             adapter.ip_adapter.names().iter().for_each(|name| adapter.ip_adapter.root().ignore(name));
         }
+        let tokens = ResamplerConfig::infer(&adapter.image_proj.root(), adapter.config.as_ref())?.output_dim;
+        let context = self.unet_config.encoder.cross_attention_dim;
+        if tokens != context {
+            return Error::refused(format!(
+                "{}: its identity tokens have {tokens} channels and the UNet attends to {context}; the adapter is for another model",
+                adapter.file.file()
+            ));
+        }
+        if request.wants_adapter() {
+            self.unet_config.check_adapter(&adapter.ip_adapter.root())?;
+        }
         self.adapter = Some(adapter);
         if !request.wants_identitynet() {
             return Ok(());

@@ -109,7 +109,7 @@ pub(crate) struct GenerateArgs {
     #[arg(short, long, value_name = "FILE|FOLDER", help_heading = "The result")]
     pub(crate) output: Option<PathBuf>,
 
-    /// Also writes the latent before the VAE decodes it, as safetensors.
+    /// Also writes the latent before the VAE decodes it, as safetensors. A name that exists gets a number.
     #[arg(long, value_name = "FILE", help_heading = "The result")]
     pub(crate) save_latent: Option<PathBuf>,
 

@@ -1,6 +1,6 @@
 //! The UNet's sizes: published presets, config.json, or told from the tensors.
 
-use super::MODEL;
+use super::{MODEL, identity};
 use crate::Result;
 use crate::encoder::{AdditionEmbed, EncoderConfig, Level, MidBlockConfig};
 use crate::encoder::{check_level, head_counts, infer_level, kernel, transformer_depths};
@@ -86,6 +86,26 @@ impl UNetConfig {
         let config = UNetConfig { encoder, up, out_channels: conv_out[0], conv_out_kernel: conv_out[2] };
         config.check()?;
         Ok(config)
+    }
+
+    /// Refuses an identity adapter that is of another UNet, told from its tensors' shapes before anything is loaded.
+    ///
+    /// # Errors
+    /// What differs, by name.
+    pub fn check_adapter(&self, adapter: &Scope) -> Result<()> {
+        let of = |level: &Level| {
+            let depth: usize = level.attention.iter().flatten().sum();
+            std::iter::repeat_n(level.width, depth)
+        };
+        let down: Vec<usize> = self.encoder.levels.iter().flat_map(of).collect();
+        let mid = match (self.encoder.mid, self.encoder.levels.last()) {
+            (MidBlockConfig::CrossAttention { depth, .. }, Some(level)) => vec![level.width; depth],
+            _ => Vec::new(),
+        };
+        let up: Vec<usize> = self.up.iter().flat_map(of).collect();
+        let widths = [&down[..], &mid, &up].concat();
+        let places = identity::places(down.len(), mid.len(), widths.len());
+        identity::check(adapter, &widths, &places, self.encoder.cross_attention_dim)
     }
 
     /// Refuses sizes that do not go together.

@@ -3,6 +3,7 @@
 use crate::load::Loader;
 use crate::{Error, Result};
 use tensor::ops::Linear;
+use weights::Scope;
 
 /// Decoupled cross-attention's own projections.
 pub(crate) struct IdentityAttention {
@@ -16,21 +17,44 @@ pub(crate) fn places(down: usize, mid: usize, all: usize) -> Vec<usize> {
     (0..down).chain(all - mid..all).chain(down..all - mid).collect()
 }
 
-/// `widths` of the cross-attentions in the order in which they run, `places` as from [`places`].
-pub(crate) fn load(at: &Loader, widths: &[usize], places: &[usize], context: usize) -> Result<Vec<IdentityAttention>> {
+/// Compares the shapes of the adapter's tensors, of which none is read, with a UNet's: `widths` of its cross-attentions
+/// in the order in which they run, `places` as from [`places`].
+pub(crate) fn check(scope: &Scope, widths: &[usize], places: &[usize], context: usize) -> Result<()> {
+    if scope.is_random() {
+        return Ok(());
+    }
     // Self-attentions have the even numbers and no tensors.
     let leaf = |place: usize| format!("{}.to_k_ip", 2 * place + 1);
-    let refuse = |reason: String| Error::Adapter { file: at.scope.file().to_owned(), reason };
-    let given = at.scope.children();
-    let layers = given.iter().filter(|name| at.scope.has(&format!("{name}.to_k_ip.weight"))).count();
-    let missing = (0..widths.len()).map(leaf).find(|name| !at.scope.has(&format!("{name}.weight")));
-    if !at.scope.is_random() && (layers != widths.len() || missing.is_some()) {
-        let missing = missing.map_or(String::new(), |name| format!("; `{}.weight` is missing", at.scope.name(&name)));
+    let refuse = |reason: String| Error::Adapter { file: scope.file().to_owned(), reason };
+    let given = scope.children();
+    let layers = given.iter().filter(|name| scope.has(&format!("{name}.to_k_ip.weight"))).count();
+    let missing = (0..widths.len()).map(leaf).find(|name| !scope.has(&format!("{name}.weight")));
+    if layers != widths.len() || missing.is_some() {
+        let missing = missing.map_or(String::new(), |name| format!("; `{}.weight` is missing", scope.name(&name)));
         return Err(refuse(format!(
             "it is for {layers} text cross-attentions and the UNet has {}{missing}",
             widths.len()
         )));
     }
+    for (&place, &width) in places.iter().zip(widths) {
+        for part in ["to_k_ip", "to_v_ip"] {
+            let leaf = format!("{}.{part}.weight", 2 * place + 1);
+            let shape = scope.shape(&leaf).unwrap_or_default();
+            if shape != [width, context] {
+                return Err(refuse(format!(
+                    "`{}` is {shape:?} and the UNet needs {:?}",
+                    scope.name(&leaf),
+                    [width, context]
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As [`check`], then reads the tensors.
+pub(crate) fn load(at: &Loader, widths: &[usize], places: &[usize], context: usize) -> Result<Vec<IdentityAttention>> {
+    check(&at.scope, widths, places, context)?;
     places
         .iter()
         .zip(widths)
