@@ -144,7 +144,7 @@ fn a_drawn_seed_is_told_and_names_are_given() {
         let output = place.generate(&[], &again);
         let object: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
         assert_eq!(object["images"][0]["latent"], latent, "{}", text(&output.stderr));
-        assert!(place.path(latent).is_file());
+        assert!(Path::new(&place.path(latent)).is_file());
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) fn choose(choice: DeviceChoice, weights: u64) -> Result<(Device, Opti
     match choice {
         DeviceChoice::Cpu => Ok((Device::Cpu, None)),
         DeviceChoice::Cuda(n) => {
-            let device = Device::Cuda(n as usize);
+            let device = Device::Cuda(n);
             match device.open() {
                 Ok(()) => Ok((device, None)),
                 Err(why) => Error::refused(format!("--device {why}")),

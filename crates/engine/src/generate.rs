@@ -91,7 +91,6 @@ impl Session {
         }
         let subject = Subject::resolve(request, self.analyzer())?;
         let mut plan = Plan::resolve(request, &self.stack, subject.as_ref())?;
-        let digests = start_digests(request, &self.stack);
 
         clock.begin(Stage::Text, observe)?;
         let conditions = Conditions::new(&plan, subject.as_ref(), self)?;
@@ -104,6 +103,8 @@ impl Session {
         let roles = self.stack.files().clone();
         let (branch, identitynet) = plan.uses();
         self.denoisers(plan.compute, branch, identitynet)?;
+        // Only now: reading gigabytes beside the loading would make it wait.
+        let digests = start_digests(request, &self.stack);
         // All networks have been built by now, so what no network took is known.
         let unused = self.unused(&opened);
         let networks = Networks::build(&plan, &conditions, self)?;

@@ -72,10 +72,9 @@ impl Session {
         if !self.keep {
             // One encoder at a time.
             self.text.iter_mut().for_each(|encoder| *encoder = None);
-            tensor::trim();
         }
-        let Session { stack, text, .. } = self;
-        built(&mut text[i], || stack.text_encoder(i, device))
+        let Session { stack, text, keep, .. } = self;
+        built(&mut text[i], || stack.text_encoder(i, device, *keep))
     }
 
     pub(crate) fn resampler(&mut self, device: &Device) -> Result<Option<&Resampler>> {

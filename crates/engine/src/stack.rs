@@ -274,8 +274,9 @@ impl Stack {
         self.text.iter().map(|t| &t.tokenizer).collect()
     }
 
-    /// Builds text encoder `i`, in f32: it runs once, and what it rounds every step would feel.
-    pub(crate) fn text_encoder(&self, i: usize, device: &Device) -> Result<ClipText> {
+    /// Text encoder `i`, in f32: what it rounds every step would feel. Built whole only if it is to `stay` for other
+    /// requests.
+    pub(crate) fn text_encoder(&self, i: usize, device: &Device, stay: bool) -> Result<ClipText> {
         let TextPart { part, tokenizer } = &self.text[i];
         let config = text_config(&self.text[i])?;
         if tokenizer.largest_id() as usize >= config.vocab_size {
@@ -286,7 +287,8 @@ impl Stack {
                 config.vocab_size
             ));
         }
-        Ok(ClipText::load(&part.weights.root(), &config, device, DType::F32)?)
+        let make = if stay { ClipText::load } else { ClipText::open };
+        Ok(make(&part.weights.root(), &config, device, DType::F32)?)
     }
 
     /// Whether the identity adapter was opened.

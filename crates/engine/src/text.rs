@@ -34,11 +34,14 @@ pub(crate) fn encode(plan: &Plan, session: &mut Session, device: &Device) -> Res
     let mut halves: Vec<Vec<Coded>> = if plan.guided { vec![Vec::new(), Vec::new()] } else { vec![Vec::new()] };
     for i in 0..count {
         let encoder = session.text_encoder(i, device)?;
-        let positive = encode_one(encoder, &encoded.prompt[i], has_added)?;
+        let both = [&encoded.prompt[i], &encoded.negative[i]];
+        let wanted = if plan.guided && !zeros { &both[..] } else { &both[..1] };
+        let mut coded = encode_together(encoder, wanted, has_added)?.into_iter();
+        let positive = coded.next().ok_or_else(|| Error::Refused("the text encoder gave nothing".into()))?;
         if plan.guided {
-            halves[0].push(match zeros {
-                true => Coded { hidden: zero(&positive.hidden)?, pooled: zero(&positive.pooled)? },
-                false => encode_one(encoder, &encoded.negative[i], has_added)?,
+            halves[0].push(match coded.next() {
+                Some(negative) => negative,
+                None => Coded { hidden: zero(&positive.hidden)?, pooled: zero(&positive.pooled)? },
             });
         }
         halves.last_mut().unwrap_or(&mut Vec::new()).push(positive);
@@ -64,20 +67,29 @@ fn zero(like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::zeros(like.device(), like.dtype(), like.shape())?)
 }
 
-/// SDXL reads the last layer's input, Stable Diffusion 1.5 its normalised output.
-fn encode_one(encoder: &ClipText, chunks: &Chunks, penultimate: bool) -> Result<Coded> {
-    let longest = chunks.ids().iter().map(Vec::len).max().unwrap_or(0);
+/// All prompts in one run, so that weights are read once. SDXL reads the last layer's input, Stable Diffusion 1.5 its
+/// normalised output.
+fn encode_together(encoder: &ClipText, prompts: &[&Chunks], penultimate: bool) -> Result<Vec<Coded>> {
+    let ids: Vec<Vec<u32>> = prompts.iter().flat_map(|chunks| chunks.ids()).cloned().collect();
+    let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
     if longest > encoder.config().max_position_embeddings {
         return Error::refused(format!(
             "the tokenizer makes sequences of {longest} tokens, but the text encoder has {} positions; they are not of one model",
             encoder.config().max_position_embeddings
         ));
     }
-    let out = encoder.forward(chunks.ids(), usize::from(penultimate))?;
-    let hidden = if penultimate { out.hidden } else { out.last };
-    let hidden = if chunks.is_weighted() { weighted(&hidden, chunks)? } else { hidden };
-    let [count, n, c] = hidden.dims3()?;
-    Ok(Coded { hidden: hidden.reshape(&[1, count * n, c])?, pooled: out.pooled.rows(0, 1)? })
+    let out = encoder.forward(&ids, usize::from(penultimate))?;
+    let all = if penultimate { out.hidden } else { out.last };
+    let mut row = 0;
+    let one = |chunks: &&Chunks| {
+        let count = chunks.ids().len();
+        let (hidden, pooled) = (all.rows(row, count)?, out.pooled.rows(row, 1)?);
+        row += count;
+        let hidden = if chunks.is_weighted() { weighted(&hidden, chunks)? } else { hidden };
+        let [count, n, c] = hidden.dims3()?;
+        Ok(Coded { hidden: hidden.reshape(&[1, count * n, c])?, pooled })
+    };
+    prompts.iter().map(one).collect()
 }
 
 fn weighted(hidden: &Tensor, chunks: &Chunks) -> Result<Tensor> {

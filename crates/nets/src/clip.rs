@@ -27,11 +27,19 @@ struct Layer {
     fc2: Linear,
 }
 
+/// Where the layers come from.
+enum Layers {
+    /// In memory.
+    Built(Vec<Layer>),
+    /// From their tensors, each when its turn comes, in the memory of the one before.
+    Streamed(Loader),
+}
+
 /// Token numbers to hidden states.
 pub struct ClipText {
     token_embedding: Tensor,
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Layers,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
     config: ClipTextConfig,
@@ -54,27 +62,27 @@ impl ClipText {
     /// # Errors
     /// As [`crate::UNet::load`].
     pub fn load(scope: &Scope, config: &ClipTextConfig, device: &Device, dtype: DType) -> Result<ClipText> {
+        let mut encoder = ClipText::open(scope, config, device, dtype)?;
+        if let Layers::Streamed(at) = &encoder.layers {
+            let layers = (0..config.num_hidden_layers).map(|i| Layer::load(at, i, config));
+            encoder.layers = Layers::Built(layers.collect::<Result<_>>()?);
+        }
+        Ok(encoder)
+    }
+
+    /// As [`ClipText::load`], but the layers are built anew in each [`ClipText::forward`], one after the other in the
+    /// same memory: for an encoder that is used once, which most are.
+    ///
+    /// # Errors
+    /// As there; what is wrong with a layer's tensors is told by `forward`.
+    pub fn open(scope: &Scope, config: &ClipTextConfig, device: &Device, dtype: DType) -> Result<ClipText> {
         config.check()?;
         let root = Loader::new(scope, device, dtype);
         let at = match config::is_prefixed(scope) {
             true => root.push("text_model"),
             false => root.clone(),
         };
-        let &ClipTextConfig { hidden_size: width, intermediate_size: inner, layer_norm_eps: eps, .. } = config;
-        let layer = |i: usize| -> Result<Layer> {
-            let at = at.push("encoder.layers").push(i);
-            let attention = at.push("self_attn");
-            Ok(Layer {
-                layer_norm1: at.push("layer_norm1").layer_norm(width, eps)?,
-                self_attn: SelfAttention {
-                    qkv_proj: attention.stacked(&["q_proj", "k_proj", "v_proj"], width, width, true)?,
-                    out_proj: attention.push("out_proj").linear(width, width, true)?,
-                },
-                layer_norm2: at.push("layer_norm2").layer_norm(width, eps)?,
-                fc1: at.push("mlp.fc1").linear(width, inner, true)?,
-                fc2: at.push("mlp.fc2").linear(inner, width, true)?,
-            })
-        };
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         let embeddings = at.push("embeddings");
         // A buffer of 0, 1, 2, ... that older files hold.
         embeddings.scope.ignore("position_ids");
@@ -82,7 +90,7 @@ impl ClipText {
             token_embedding: embeddings.tensor("token_embedding.weight", &[config.vocab_size, width])?,
             position_embedding: embeddings
                 .tensor("position_embedding.weight", &[config.max_position_embeddings, width])?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            layers: Layers::Streamed(at.push("encoder.layers")),
             final_layer_norm: at.push("final_layer_norm").layer_norm(width, eps)?,
             text_projection: config
                 .projection_dim
@@ -104,7 +112,7 @@ impl ClipText {
     /// Rows of different or too great length, a number beyond the vocabulary, `skip` beyond the layers, no memory.
     pub fn forward(&self, ids: &[Vec<u32>], skip: usize) -> Result<ClipOutput> {
         let (rows, len) = self.check_ids(ids)?;
-        let layers = self.layers.len();
+        let layers = self.config.num_hidden_layers;
         if skip > layers {
             return Err(input(MODEL, "the number of skipped layers", skip, format!("0 to {layers}")));
         }
@@ -113,8 +121,12 @@ impl ClipText {
         let places = self.position_embedding.rows(0, len)?.reshape(&[1, len, width])?;
         let mut x = ops::add(&tokens, &ops::repeat_rows(&places, rows)?)?;
         let mut hidden = x.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, self.config.num_attention_heads, self.config.hidden_act)?;
+        let (heads, act) = (self.config.num_attention_heads, self.config.hidden_act);
+        for i in 0..layers {
+            x = match &self.layers {
+                Layers::Built(layers) => layers[i].forward(&x, heads, act)?,
+                Layers::Streamed(at) => Layer::load(at, i, &self.config)?.forward(&x, heads, act)?,
+            };
             if i + 1 + skip == layers {
                 hidden = x.clone();
             }
@@ -169,6 +181,22 @@ impl ClipText {
 }
 
 impl Layer {
+    /// Layer `i` of those at `at`.
+    fn load(at: &Loader, i: usize, config: &ClipTextConfig) -> Result<Layer> {
+        let &ClipTextConfig { hidden_size: width, intermediate_size: inner, layer_norm_eps: eps, .. } = config;
+        let (at, attention) = (at.push(i), at.push(i).push("self_attn"));
+        Ok(Layer {
+            layer_norm1: at.push("layer_norm1").layer_norm(width, eps)?,
+            self_attn: SelfAttention {
+                qkv_proj: attention.stacked(&["q_proj", "k_proj", "v_proj"], width, width, true)?,
+                out_proj: attention.push("out_proj").linear(width, width, true)?,
+            },
+            layer_norm2: at.push("layer_norm2").layer_norm(width, eps)?,
+            fc1: at.push("mlp.fc1").linear(width, inner, true)?,
+            fc2: at.push("mlp.fc2").linear(inner, width, true)?,
+        })
+    }
+
     /// `[b, n, c] -> [b, n, c]`.
     fn forward(&self, x: &Tensor, heads: usize, act: Activation) -> Result<Tensor> {
         let SelfAttention { qkv_proj, out_proj } = &self.self_attn;

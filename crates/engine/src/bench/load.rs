@@ -82,14 +82,11 @@ fn as_generate(models: &ModelPaths, request: &BenchRequest) -> Request {
 /// One encoder at a time, as a generation has them.
 fn text(stack: &Stack, compute: Compute) -> Result<()> {
     for i in 0..stack.tokenizers().len() {
-        let encoder = stack.text_encoder(i, &compute.device)?;
+        let encoder = stack.text_encoder(i, &compute.device, false)?;
         let length = TEXT_TOKENS.min(encoder.config().max_position_embeddings);
-        for first in [1, 2] {
-            encoder.forward(&[vec![first; length]], 0)?;
-        }
-        drop(encoder);
-        tensor::trim();
+        encoder.forward(&[vec![1; length], vec![2; length]], 0)?;
     }
+    tensor::trim();
     Ok(())
 }
 

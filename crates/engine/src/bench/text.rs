@@ -22,12 +22,11 @@ pub fn text(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let prompt = |encoder: &ClipText, first: u32| {
         let config = encoder.config();
         let length = TEXT_TOKENS.min(config.max_position_embeddings) as u32;
-        vec![(0..length).map(|i| (first + 37 * i) % config.vocab_size as u32).collect::<Vec<u32>>()]
+        (0..length).map(|i| (first + 37 * i) % config.vocab_size as u32).collect::<Vec<u32>>()
     };
     let runs = request.repeat(compute.device, || {
         for encoder in &encoders {
-            encoder.forward(&prompt(encoder, 1), 0)?;
-            encoder.forward(&prompt(encoder, 2), 0)?;
+            encoder.forward(&[prompt(encoder, 1), prompt(encoder, 2)], 0)?;
         }
         Ok(())
     })?;

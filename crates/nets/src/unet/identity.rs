@@ -38,15 +38,7 @@ pub(crate) fn check(scope: &Scope, widths: &[usize], places: &[usize], context: 
     }
     for (&place, &width) in places.iter().zip(widths) {
         for part in ["to_k_ip", "to_v_ip"] {
-            let leaf = format!("{}.{part}.weight", 2 * place + 1);
-            let shape = scope.shape(&leaf).unwrap_or_default();
-            if shape != [width, context] {
-                return Err(refuse(format!(
-                    "`{}` is {shape:?} and the UNet needs {:?}",
-                    scope.name(&leaf),
-                    [width, context]
-                )));
-            }
+            scope.get(&format!("{}.{part}.weight", 2 * place + 1), &[width, context])?;
         }
     }
     Ok(())
