@@ -43,6 +43,12 @@ impl Given<'_> {
         }
     }
 
+    /// A part about which nothing is said, in the folder that is named as the base model: a whole stack can lie in one.
+    fn beside(&self, config: &HubConfig, role: Role) -> Option<PathBuf> {
+        let base = self.model.filter(|base| role != Role::Base && Path::new(base).is_dir())?;
+        hub::locate(config, role, Some(base)).ok().map(|found| found.path)
+    }
+
     /// Whether what nothing is said about comes from the built-in models: where they are the base model, and where
     /// nothing is said and nothing is installed that could make a picture. Face models alone cannot.
     fn falls_back_to_mini(&self, config: &HubConfig) -> bool {
@@ -67,6 +73,10 @@ pub(crate) fn find(config: &HubConfig, given: &Given, needs: impl Fn(Role) -> bo
         match given.of(role) {
             _ if !needs(role) => Ok(None),
             named if is_mini(named) || (named.is_none() && fallback) => built_in(role).map(Some),
+            None => match given.beside(config, role) {
+                Some(path) => Ok(Some(path)),
+                None => Ok(Some(hub::locate(config, role, None)?.path)),
+            },
             named => Ok(Some(hub::locate(config, role, named)?.path)),
         }
     };

@@ -53,6 +53,7 @@ impl Role {
                 "insightface/models/antelopev2/antelopev2",
                 "insightface/antelopev2",
                 "extensions/sd-webui-controlnet/annotator/downloads/insightface/models/antelopev2",
+                "faces",
             ],
         }
     }
@@ -240,6 +241,7 @@ mod tests {
             ),
             (Role::FaceModels, onnx("antelopev2/antelopev2").to_vec(), "antelopev2/antelopev2"),
             (Role::FaceModels, onnx("models/antelopev2").to_vec(), "models/antelopev2"),
+            (Role::FaceModels, onnx("faces").to_vec(), "faces"),
             (Role::Base, vec!["checkpoints/juggernautXL.safetensors".into()], "checkpoints/juggernautXL.safetensors"),
             (Role::Base, vec!["models/Stable-diffusion/a.safetensors".into()], "models/Stable-diffusion/a.safetensors"),
             (Role::Base, vec!["model_index.json".into(), "unet/config.json".into()], ""),

@@ -16,7 +16,7 @@ const TEXT: Letters = Letters { size: RasterHeight::Size20, ..PLAIN };
 
 /// Pixels of a panel, and of the field inside it.
 const WIDTH: f32 = 700.0;
-const HEIGHT: f32 = 560.0;
+const HEIGHT: f32 = 546.0;
 const LEFT: f32 = 70.0;
 const RIGHT: f32 = 670.0;
 const TOP: f32 = 60.0;
@@ -29,6 +29,13 @@ struct Line {
     color: [u8; 3],
     dashed: bool,
     points: Vec<(f64, f64)>,
+}
+
+impl Line {
+    /// Where the name of a level stands: just above it.
+    fn name_height(&self) -> f32 {
+        self.points.first().map_or(BOTTOM, |point| Chart::y(point.1)) - 8.0
+    }
 }
 
 /// One measure against the weight.
@@ -70,9 +77,10 @@ pub(crate) fn charts(summaries: &[Summary], reality: &Reality) -> Vec<Chart> {
             points: value.map(|value| vec![(0.0, value), (most, value)]).unwrap_or_default(),
         };
         let alone = summaries.iter().find(|s| s.method == "text").and_then(of);
-        let levels = [level("their own pictures", best), level("prompt alone", alone)];
+        // Levels lie under the curves, and have their names on them.
+        let levels = [level("their own pictures", best), level("prompt alone", alone)].into_iter();
         let curves = methods.iter().enumerate().map(curve);
-        let lines: Vec<Line> = curves.chain(levels).filter(|line| !line.points.is_empty()).collect();
+        let lines: Vec<Line> = levels.chain(curves).filter(|line| !line.points.is_empty()).collect();
         Chart { title, across, most, lines }
     };
     let drawable = |chart: &Chart| most > 0.0 && chart.lines.iter().any(|line| !line.dashed);
@@ -98,10 +106,14 @@ impl Chart {
         BOTTOM - (BOTTOM - TOP) * ((value.clamp(-0.1, 1.0) + 0.1) / 1.1) as f32
     }
 
+    /// The lines that move with the weight.
+    fn curves(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().filter(|line| !line.dashed)
+    }
+
     /// The weights at which something was measured.
     fn scales(&self) -> Vec<f64> {
-        let mut all: Vec<f64> =
-            self.lines.iter().filter(|line| !line.dashed).flat_map(|line| line.points.iter().map(|p| p.0)).collect();
+        let mut all: Vec<f64> = self.curves().flat_map(|line| line.points.iter().map(|p| p.0)).collect();
         all.sort_by(f64::total_cmp);
         all.dedup();
         all
@@ -110,8 +122,8 @@ impl Chart {
     /// For the page.
     pub(crate) fn svg(&self) -> String {
         let mut svg = format!(
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" font-size=\"19\" fill=\"currentColor\">\
-             <text x=\"{LEFT}\" y=\"34\" font-weight=\"600\" font-size=\"23\">{}</text>",
+            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\" font-size=\"21\" fill=\"currentColor\">\
+             <text x=\"{LEFT}\" y=\"34\" font-weight=\"600\" font-size=\"26\">{}</text>",
             self.title, self.title
         );
         for value in LEVELS {
@@ -132,7 +144,7 @@ impl Chart {
             );
         }
         let _ = write!(svg, "<text x=\"{LEFT}\" y=\"{:.1}\">{}</text>", BOTTOM + 56.0, self.across);
-        for (i, line) in self.lines.iter().enumerate() {
+        for line in &self.lines {
             let color = line.color.map(|c| format!("{c:02x}")).concat();
             let dash = if line.dashed { " stroke-dasharray=\"8 7\"" } else { "" };
             let points: Vec<String> =
@@ -149,10 +161,21 @@ impl Chart {
                     "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\" fill=\"#{color}\"><title>{value:.3}</title></circle>"
                 );
             }
+            if line.dashed {
+                let y = line.name_height();
+                let _ = write!(
+                    svg,
+                    "<text x=\"{RIGHT}\" y=\"{y:.1}\" text-anchor=\"end\" opacity=\".75\">{}</text>",
+                    line.name
+                );
+            }
+        }
+        for (i, line) in self.curves().enumerate() {
             let (x, y) = legend(i);
+            let color = line.color.map(|c| format!("{c:02x}")).concat();
             let _ = write!(
                 svg,
-                "<path d=\"M{x} {:.1}h36\" stroke=\"#{color}\" stroke-width=\"4\"{dash}/><text x=\"{:.1}\" y=\"{y}\">{}</text>",
+                "<path d=\"M{x} {:.1}h36\" stroke=\"#{color}\" stroke-width=\"4\"/><text x=\"{:.1}\" y=\"{y}\">{}</text>",
                 y - 6.0,
                 x + 46.0,
                 line.name
@@ -167,7 +190,7 @@ impl Chart {
         for value in LEVELS {
             stroke(on, &[(LEFT, Chart::y(value)), (RIGHT, Chart::y(value))], [222, 222, 226], 1.5, false, at);
         }
-        for (i, line) in self.lines.iter().enumerate() {
+        for line in &self.lines {
             let points: Vec<(f32, f32)> = line.points.iter().map(|p| (self.x(p.0), Chart::y(p.1))).collect();
             stroke(on, &points, line.color, 3.5, line.dashed, at);
             for (x, y) in points.iter().filter(|_| !line.dashed) {
@@ -175,8 +198,10 @@ impl Chart {
                     on.fill_path(&dot, &paint(line.color), tiny_skia::FillRule::Winding, at, None);
                 }
             }
+        }
+        for (i, line) in self.curves().enumerate() {
             let (x, y) = legend(i);
-            stroke(on, &[(x, y - 6.0), (x + 36.0, y - 6.0)], line.color, 4.0, line.dashed, at);
+            stroke(on, &[(x, y - 6.0), (x + 36.0, y - 6.0)], line.color, 4.0, false, at);
         }
     }
 
@@ -194,7 +219,11 @@ impl Chart {
             put(on, TEXT, &text, self.x(scale) - TEXT.width(&text) as f32 / 2.0, BOTTOM + 28.0);
         }
         put(on, TEXT, self.across, LEFT, BOTTOM + 56.0);
-        for (i, line) in self.lines.iter().enumerate() {
+        for line in self.lines.iter().filter(|line| line.dashed) {
+            let letters = Letters { color: line.color, ..TEXT };
+            put(on, letters, &line.name, RIGHT - letters.width(&line.name) as f32, line.name_height());
+        }
+        for (i, line) in self.curves().enumerate() {
             let (x, y) = legend(i);
             put(on, TEXT, &line.name, x + 46.0, y);
         }
@@ -255,7 +284,7 @@ mod tests {
         let chart = chart(vec![(0.0, 0.0), (0.6, 0.5), (1.2, 1.0)]);
         assert_eq!(chart.scales(), [0.0, 0.6, 1.2]);
         let image = picture(&[chart.clone(), chart.clone()]).unwrap();
-        assert_eq!(image.dimensions(), (1400, 560));
+        assert_eq!(image.dimensions(), (1400, 546));
         let color = |scale: f64, value: f64| image.get_pixel(chart.x(scale) as u32, Chart::y(value) as u32).0;
         for (scale, value) in [(0.0, 0.0), (0.6, 0.5), (1.2, 1.0), (0.3, 0.25)] {
             assert_eq!(color(scale, value), COLORS[0], "{scale} {value}");

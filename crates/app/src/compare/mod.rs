@@ -41,7 +41,7 @@ fn work(args: &CompareArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     Journal::check(&args.output)?;
     let prompts = subjects::prompts(args)?;
     request.models = model_paths(args)?;
-    let judge = judge(args)?;
+    let judge = judge(args, &request.models.base)?;
     let eyes = Eyes::open(request.models.face_models.as_deref().unwrap_or(Path::new("")), &judge.folder)?;
     let built_in = judge.built_in || stack::is_built_in(&request.models.base);
     let people = subjects.iter().map(|subject| subjects::meet(subject, drawn, &eyes, built_in));
@@ -101,9 +101,11 @@ struct JudgeFiles {
     name: String,
 }
 
-fn judge(args: &CompareArgs) -> Result<JudgeFiles, Fault> {
-    if let Some(folder) = &args.judge {
-        return Ok(JudgeFiles { folder: folder.clone(), built_in: false, name: folder.display().to_string() });
+fn judge(args: &CompareArgs, base: &Path) -> Result<JudgeFiles, Fault> {
+    // A whole stack in one folder has its own.
+    let beside = Some(base.join("judge")).filter(|judge| judge.is_dir() && !stack::is_built_in(base));
+    if let Some(folder) = args.judge.clone().or(beside) {
+        return Ok(JudgeFiles { built_in: false, name: folder.display().to_string(), folder });
     }
     let folder = stack::judge()?.ok_or_else(|| {
         Fault::Given("this program was built without the built-in judge; name one with --judge FOLDER".to_string())

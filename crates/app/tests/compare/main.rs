@@ -71,6 +71,37 @@ fn a_comparison_is_pictures_a_page_and_a_table() {
 }
 
 #[test]
+fn a_whole_stack_lies_in_one_folder() {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
+            match entry.path().is_dir() {
+                true => copy(&entry.path(), &to.join(entry.file_name())),
+                false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+            }
+        }
+    }
+    let place = Place::new();
+    let stack = |name: &str| fixture(&format!("engine/tests/fixtures/instantid/folder/{name}"));
+    for (from, to) in [
+        (stack("model"), "stack"),
+        (stack("ControlNetModel"), "stack/ControlNetModel"),
+        (fixture("faces/tests/fixtures/nets/plain"), "stack/faces"),
+        (place.path("judge"), "stack/judge"),
+    ] {
+        copy(Path::new(&from), Path::new(&place.path(to)));
+    }
+    let line = ["compare", "--model", "stack", "--size", "64x64", "--steps", "1", "--face", "cast:1000001"];
+    let line = [&line[..], &["--prompt", "a sailor", "--methods", "adapter", "--among", "2", "-o", "out"]].concat();
+    let output = place.run(&line);
+    assert!(text(&output.stderr).contains("no identity adapter was found"), "{}", text(&output.stderr));
+    fs::copy(stack("ip-adapter.bin"), place.path("stack/ip-adapter.bin")).unwrap();
+    let table = place.json(&line);
+    assert_eq!(table["judge"], "stack/judge");
+    assert_eq!(table["settings"]["models"]["ip_adapter"]["name"], "ip-adapter.bin", "{}", table["settings"]["models"]);
+}
+
+#[test]
 fn rows_are_spread_over_faces_and_prompts() {
     let place = Place::new();
     let photo = fixture("faces/tests/fixtures/face.png");
