@@ -29,6 +29,8 @@ pub struct Summary {
     pub found: usize,
     /// Mean of [`Measures::sim_ref`].
     pub sim_ref: Option<f64>,
+    /// Its standard error over the people: how far it would move with other people of the same kind. `None` for one alone.
+    pub sim_ref_error: Option<f64>,
     /// Its tenth percentile.
     pub sim_ref_p10: Option<f64>,
     /// Mean of [`Measures::sim_gt`].
@@ -79,6 +81,7 @@ fn summary(comparison: &Comparison, i: usize, column: &Column, measured: &[(Cell
         pictures: mine.len(),
         found: mine.iter().filter(|(_, m)| m.found).count(),
         sim_ref: over(|m| m.sim_ref),
+        sim_ref_error: error_over_people(mine.iter().filter_map(|(cell, m)| Some((cell.person, m.sim_ref?)))),
         sim_ref_p10: quantile(&sorted(|m| m.sim_ref), 0.1),
         sim_gt: over(|m| m.sim_gt),
         copy_paste: over(|m| m.copy_paste),
@@ -97,6 +100,16 @@ fn by_key<'a>(values: impl Iterator<Item = (&'a String, f64)>) -> BTreeMap<Strin
     let mut groups: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     values.for_each(|(key, value)| groups.entry(key.clone()).or_default().push(value));
     groups.into_iter().filter_map(|(key, values)| Some((key, mean(values.into_iter())?))).collect()
+}
+
+/// The standard error of a mean, where several values of one person count as one: they are alike.
+fn error_over_people(values: impl Iterator<Item = (usize, f64)>) -> Option<f64> {
+    let mut groups: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    values.for_each(|(person, value)| groups.entry(person).or_default().push(value));
+    let means: Vec<f64> = groups.into_values().filter_map(|values| mean(values.into_iter())).collect();
+    let (count, middle) = (means.len() as f64, mean(means.iter().copied())?);
+    let spread: f64 = means.iter().map(|value| (value - middle).powi(2)).sum();
+    (means.len() > 1).then(|| (spread / (count - 1.0) / count).sqrt())
 }
 
 /// With interpolation between neighbours.
@@ -158,6 +171,15 @@ fn share(yes: bool) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pictures_of_one_person_are_not_independent() {
+        let people = |rows: &[(usize, f64)]| error_over_people(rows.iter().copied());
+        assert_eq!(people(&[(0, 0.1), (0, 0.9)]), None);
+        // Means .2 and .4: a deviation of sqrt(.02), over sqrt(2).
+        let error = people(&[(0, 0.1), (0, 0.3), (1, 0.4), (1, 0.4), (1, 0.4)]).unwrap_or(0.0);
+        assert!((error - 0.1).abs() < 1e-12, "{error}");
+    }
 
     #[test]
     fn quantiles_lie_between_neighbours() {

@@ -127,6 +127,15 @@ fn summary_table(html: &mut String, made: &Made) {
         let _ = write!(html, "<td>{}</td>", head.text((head.real)(&made.reality)));
     }
     html.push_str("</tr>\n</tbody></table></div>\n");
+    let widest = made.summaries.iter().filter_map(|summary| summary.sim_ref_error).reduce(f64::max);
+    if let Some(error) = widest {
+        let _ = writeln!(
+            html,
+            "<p>With other people each SimRef could come out up to {:.3} higher or lower (two standard errors over the people). \
+             All methods share people and noise, so differences between them are surer than that.</p>",
+            2.0 * error
+        );
+    }
 }
 
 fn meanings(html: &mut String, made: &Made) {

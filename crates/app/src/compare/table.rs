@@ -145,7 +145,8 @@ pub(crate) fn tell(made: &Made) -> Result<(), Fault> {
     let width = made.summaries.iter().map(|s| s.title.chars().count()).max().unwrap_or(0).max(OWN.len());
     let heads = measured(&made.summaries);
     let line = |title: &str, value: &dyn Fn(&Head) -> String| {
-        let values: String = heads.iter().map(|head| format!("{:>11}", value(head))).collect();
+        let values: String =
+            heads.iter().map(|head| format!("{:>1$}", value(head), head.name.len().max(6) + 2)).collect();
         output::line(&format!("{title:width$}{values}"))
     };
     line("", &|head| head.name.into())?;
