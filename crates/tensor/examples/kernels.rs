@@ -1,4 +1,4 @@
-//! Times the operators at SDXL's shapes: `cargo run --release -p tensor --example kernels [f32|bf16]`.
+//! Times the operators at SDXL's shapes: `cargo run --release -p tensor --example kernels [f32|bf16] [linear|conv|attention|norm]`.
 
 use std::time::Instant;
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, KeyValue, Linear};
@@ -17,6 +17,9 @@ fn noise(dtype: DType, shape: &[usize]) -> Tensor {
 
 /// Prints the median of five runs and what it makes of `flop` operations.
 fn time(name: &str, flop: f64, mut run: impl FnMut()) {
+    if std::env::args().nth(2).is_some_and(|wish| !name.contains(&wish)) {
+        return;
+    }
     run();
     let mut times: Vec<f64> = (0..5)
         .map(|_| {
@@ -36,6 +39,8 @@ fn main() {
         _ => vec![DType::F32, DType::BF16],
     };
     for dtype in types {
+        let peak = tensor::measure_peak(dtype).expect("the type is one to compute with");
+        println!("{dtype} peak of the arithmetic units {:43.3} TFLOP/s", peak / 1e12);
         for (m, k, n) in [(2048, 1280, 1280), (8192, 640, 640), (2048, 5120, 1280), (154, 2048, 1280)] {
             let (x, w) = (noise(dtype, &[m, k]), noise(dtype, &[n, k]));
             let layer = Linear::new(&w, None).expect("shapes fit");
@@ -55,7 +60,7 @@ fn main() {
                 conv.forward(&x).expect("shapes fit");
             });
         }
-        for (n, m, heads) in [(4096, 4096, 10), (1024, 1024, 20), (4096, 77, 10)] {
+        for (n, m, heads) in [(4096, 4096, 10), (1024, 1024, 20), (4096, 77, 10), (256, 256, 20), (1024, 93, 20)] {
             let (q, k, v) = (
                 noise(dtype, &[1, n, heads * 64]),
                 noise(dtype, &[1, m, heads * 64]),

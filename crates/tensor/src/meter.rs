@@ -1,5 +1,6 @@
 //! How much work was done and how fast this machine could do it, for benchmarks.
 
+use crate::cpu::amx;
 use crate::cpu::gemm::Product;
 use crate::cpu::micro::{MR, NR};
 use crate::tensor::by_dtype;
@@ -43,17 +44,26 @@ pub fn measure_peak_of(device: &Device, dtype: DType) -> Result<f64> {
 fn peak_of<T: Product>() -> f64 {
     const UNITS: usize = 64;
     const REPEATS: usize = 200;
-    let kernel = T::kernel::<MR>();
+    let kernel = T::kernel::<MR, true>();
+    let rows = if T::tiled() { amx::ROWS } else { MR };
     let run = || {
-        let (a, b) = (vec![0u32; UNITS * MR], vec![0u32; UNITS * NR]);
-        let mut c = vec![0f32; MR * NR];
+        let (a, b) = (vec![0u32; UNITS * rows], vec![0u32; UNITS * NR]);
+        let mut c = vec![0f32; rows * NR];
+        // SAFETY: tiles are configured where there are tiles.
+        let tiles = T::tiled().then(|| unsafe { amx::Tiles::configure() });
         for _ in 0..REPEATS {
-            // SAFETY: the operands hold UNITS units, the result is one tile.
-            unsafe { kernel(UNITS, a.as_ptr(), MR, b.as_ptr(), c.as_mut_ptr(), NR, true) };
+            let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+            // SAFETY: the operands hold UNITS units, whole steps of tiles, the result is one block.
+            unsafe {
+                match &tiles {
+                    Some(tiles) => tiles.product(UNITS / amx::STEP, a, UNITS, b, c, NR, true),
+                    None => kernel(UNITS, a, MR, b, c, NR, true),
+                }
+            };
         }
         std::hint::black_box(&c);
     };
-    let flop = (2 * MR * NR * UNITS * T::PER_UNIT * REPEATS) as f64;
+    let flop = (2 * rows * NR * UNITS * T::PER_UNIT * REPEATS) as f64;
     let measure = || {
         let (begin, mut rounds) = (Instant::now(), 0);
         while begin.elapsed().as_secs_f64() < 0.1 {

@@ -130,6 +130,13 @@ fn convolution_of_odd_shapes() {
         ([2, 4, 5, 64], 20, [3, 3], ConvOptions::same3(), [8, 10]),
         ([1, 3, 4, 6], 4, [3, 3], ConvOptions::same3(), [5, 7]),
         ([1, 16, 16, 4], 6, [4, 4], ConvOptions::padded(4, 0), [16, 16]),
+        // Wide enough for tiles: of 4x4 whole and cut, without padding, uneven padding, enlarged; of 2x2.
+        ([1, 9, 11, 64], 80, [3, 3], ConvOptions::same3(), [9, 11]),
+        ([2, 8, 5, 112], 64, [3, 3], ConvOptions::default(), [8, 5]),
+        ([1, 3, 3, 64], 64, [3, 3], ConvOptions { stride: 1, padding: [0, 2, 1, 0] }, [3, 3]),
+        ([2, 5, 4, 64], 64, [3, 3], ConvOptions::same3(), [10, 8]),
+        ([1, 3, 3, 64], 96, [3, 3], ConvOptions::same3(), [5, 7]),
+        ([1, 3, 5, 656], 640, [3, 3], ConvOptions::same3(), [3, 5]),
     ];
     each(|dtype| {
         for (shape, n, [kh, kw], options, seen) in rows {

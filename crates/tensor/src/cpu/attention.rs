@@ -222,24 +222,26 @@ simd! {
                 }
             }
         } else {
+            // Two rows become one, written where the earlier ones were read.
+            let row = |scores: &[u32], key: usize| -> [u32; NR] { std::array::from_fn(|j| scores[key * NR + j]) };
             let keys = scores.len() / NR;
             for pair in 0..keys / 2 {
-                let (done, rest) = scores.split_at_mut((2 * pair + 1) * NR);
-                let (first, second) = (&mut done[pair * NR..], &rest[..NR]);
-                // The first row of the pair is the last of `done`: for pair 0 it is the row written to.
+                let (mut a, b) = (row(scores, 2 * pair), row(scores, 2 * pair + 1));
                 for j in 0..NR {
-                    let last = first.len() - NR + j;
-                    let (a, b) = (weight(first[last], highest[j]), weight(second[j], highest[j]));
-                    total[j] += a + b;
-                    first[j] = T::unit([T::from_f32(a), T::from_f32(b)]);
+                    let weights = [weight(a[j], highest[j]), weight(b[j], highest[j])];
+                    total[j] += weights[0] + weights[1];
+                    a[j] = T::unit_of_weights(weights);
                 }
+                scores[pair * NR..][..NR].copy_from_slice(&a);
             }
             if keys % 2 == 1 {
+                let mut a = row(scores, keys - 1);
                 for j in 0..NR {
-                    let a = weight(scores[(keys - 1) * NR + j], highest[j]);
-                    total[j] += a;
-                    scores[keys / 2 * NR + j] = T::unit([T::from_f32(a), T::from_f32(0.0)]);
+                    let weight = weight(a[j], highest[j]);
+                    total[j] += weight;
+                    a[j] = T::unit_of_weights([weight, 0.0]);
                 }
+                scores[keys / 2 * NR..][..NR].copy_from_slice(&a);
             }
         }
         for j in 0..NR {
@@ -301,7 +303,7 @@ fn pass<T: Product>(
     (weight, add): (f32, bool),
 ) {
     let &Sizes { depth, stride, factor, causal } = sizes;
-    let kernel = T::kernel::<ROWS>();
+    let kernel = T::kernel::<ROWS, true>();
     let (keys, values) = branch.head(head);
     let value_units = units::<T>(branch.keys);
     let mut running: [Running; PANELS] = std::array::from_fn(|_| Running::new());

@@ -7,6 +7,8 @@
 //!
 //! Bound: floating-point units for more than some hundred rows, else the weights' bytes.
 
+use super::amx::{self, Tiles};
+use super::isa::{Isa, isa};
 use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32};
 use crate::Result;
 use crate::storage::Block;
@@ -18,44 +20,73 @@ use std::cell::RefCell;
 /// Rows of a task: the packed block (`ROW_BLOCK * DEPTH * 4` bytes) stays in the second-level cache.
 const ROW_BLOCK: usize = 8 * MR;
 /// Units of depth packed at a time: one panel of columns (`DEPTH * NR * 4` bytes) about fills the first-level cache.
-const DEPTH: usize = 256;
+pub(crate) const DEPTH: usize = 256;
 /// Columns of a task: repacking rows for each range of columns costs 1 in `2 * COLUMN_BLOCK / 32` at most.
 const COLUMN_BLOCK: usize = 1024;
+
+/// As [`ROW_BLOCK`], [`COLUMN_BLOCK`] and [`DEPTH`] with AMX, which computes so much faster than weights arrive that more
+/// rows must share them; its slices of both sides fit the first-level cache together.
+const TILED_ROW_BLOCK: usize = 8 * amx::ROWS;
+const TILED_COLUMN_BLOCK: usize = 512;
+const TILED_DEPTH: usize = 160;
 
 /// An element type with a block product.
 pub(crate) trait Product: Element {
     /// Elements in a 32-bit unit of depth.
     const PER_UNIT: usize;
-    /// The kernel for a tile of `ROWS` rows, 8 or 12.
-    fn kernel<const ROWS: usize>() -> Kernel;
+    /// The kernel for a tile of `ROWS` rows, 8 or 12, packed or as they lie.
+    fn kernel<const ROWS: usize, const PACKED: bool>() -> Kernel;
     fn unit(parts: [Self; 2]) -> u32;
+    /// Whether its products run in AMX tiles.
+    fn tiled() -> bool {
+        false
+    }
+    /// As [`Product::unit`] from numbers that are not negative, in fewer operations: a tie rounds up.
+    fn unit_of_weights(parts: [f32; 2]) -> u32;
 }
 
 impl Product for f32 {
     const PER_UNIT: usize = 1;
-    fn kernel<const ROWS: usize>() -> Kernel {
-        kernel_f32::<ROWS>()
+    fn kernel<const ROWS: usize, const PACKED: bool>() -> Kernel {
+        kernel_f32::<ROWS, PACKED>()
     }
     #[inline(always)]
     fn unit(parts: [f32; 2]) -> u32 {
+        parts[0].to_bits()
+    }
+    #[inline(always)]
+    fn unit_of_weights(parts: [f32; 2]) -> u32 {
         parts[0].to_bits()
     }
 }
 
 impl Product for bf16 {
     const PER_UNIT: usize = 2;
-    fn kernel<const ROWS: usize>() -> Kernel {
-        kernel_bf16::<ROWS>()
+    fn kernel<const ROWS: usize, const PACKED: bool>() -> Kernel {
+        kernel_bf16::<ROWS, PACKED>()
     }
     #[inline(always)]
     fn unit(parts: [bf16; 2]) -> u32 {
         u32::from(parts[0].to_bits()) | u32::from(parts[1].to_bits()) << 16
+    }
+    fn tiled() -> bool {
+        isa() == Isa::Amx
+    }
+    #[inline(always)]
+    fn unit_of_weights(parts: [f32; 2]) -> u32 {
+        let rounded = parts.map(|x| x.to_bits().wrapping_add(0x8000));
+        rounded[0] >> 16 | rounded[1] & 0xffff_0000
     }
 }
 
 /// Units that `depth` elements take.
 pub(crate) fn units<T: Product>(depth: usize) -> usize {
     depth.div_ceil(T::PER_UNIT)
+}
+
+/// Units that `depth` elements take in packed columns.
+fn packed_units<T: Product>(depth: usize) -> usize {
+    if T::tiled() { units::<T>(depth).next_multiple_of(amx::STEP) } else { units::<T>(depth) }
 }
 
 /// The right-hand side: `columns` columns of `depth` elements, in panels of [`NR`] columns.
@@ -69,18 +100,45 @@ pub(crate) struct PackedColumns {
 impl PackedColumns {
     /// Packs the matrix whose element (column, depth) is `at(column, depth)`.
     pub(crate) fn new<T: Product>(columns: usize, depth: usize, at: impl Fn(usize, usize) -> T + Sync) -> Result<Self> {
-        let units = units::<T>(depth);
+        let units = packed_units::<T>(depth);
         let panels = columns.div_ceil(NR);
         let block = Block::new(panels * units * NR * 4)?;
         // SAFETY: the block holds that many u32 and is not shared yet.
         let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * units * NR) };
-        data.par_chunks_mut((units * NR).max(1))
-            .enumerate()
-            .for_each(|(panel, out)| pack_panel(out, panel * NR, columns, depth, &at));
+        data.par_chunks_mut((units * NR).max(1)).enumerate().for_each(|(panel, out)| {
+            let (out, rest) = out.split_at_mut(self::units::<T>(depth) * NR);
+            pack_panel(out, panel * NR, columns, depth, &at);
+            rest.fill(0);
+        });
         Ok(PackedColumns { columns, depth, units, block })
     }
 
-    fn panel(&self, panel: usize, unit: usize) -> *const u32 {
+    /// A matrix of zeros, to be filled by [`PackedColumns::set`].
+    pub(crate) fn zeroed<T: Product>(columns: usize, depth: usize) -> Result<Self> {
+        let units = packed_units::<T>(depth);
+        let bytes = columns.div_ceil(NR) * units * NR * 4;
+        let block = Block::new(bytes)?;
+        // SAFETY: the block holds as many bytes and is not shared yet.
+        unsafe { std::ptr::write_bytes(block.as_ptr(), 0, bytes) };
+        Ok(PackedColumns { columns, depth, units, block })
+    }
+
+    /// Writes one element.
+    ///
+    /// # Safety
+    /// The element is in the matrix, and no other thread uses its panel.
+    pub(crate) unsafe fn set<T: Product>(&self, column: usize, depth: usize, value: T) {
+        let unit = ((column / NR) * self.units + depth / T::PER_UNIT) * NR + column % NR;
+        // SAFETY: as promised.
+        unsafe { *self.block.as_ptr().cast::<T>().add(unit * T::PER_UNIT + depth % T::PER_UNIT) = value };
+    }
+
+    /// Units of depth, padding included.
+    pub(crate) fn units(&self) -> usize {
+        self.units
+    }
+
+    pub(crate) fn panel(&self, panel: usize, unit: usize) -> *const u32 {
         // SAFETY: callers stay below `columns` and `units`.
         unsafe { self.block.as_ptr().cast::<u32>().add((panel * self.units + unit) * NR) }
     }
@@ -119,6 +177,11 @@ pub(crate) trait Rows<T>: Sync {
     fn in_place(&self, _row: usize, _from: usize, _len: usize) -> Option<&[T]> {
         None
     }
+
+    /// The distance between neighbouring rows, where all of them lie as they are at one distance.
+    fn stride(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Rows of a matrix in memory, `depth` elements each.
@@ -137,6 +200,10 @@ impl<T: Element> Rows<T> for MatrixRows<'_, T> {
     #[inline]
     fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
         self.data.get(row * self.depth + from..row * self.depth + from + len)
+    }
+
+    fn stride(&self) -> Option<usize> {
+        Some(self.depth)
     }
 }
 
@@ -173,22 +240,93 @@ pub(crate) fn product<T: Product>(
 ) {
     crate::meter::count(rows, right.depth, right.columns);
     let width = right.columns / halves;
-    let row_blocks = rows.div_ceil(ROW_BLOCK);
-    // Enough tasks for many cores where there are few rows; the choice never depends on the threads.
-    let ranges = (width * halves).div_ceil(COLUMN_BLOCK).max(16usize.div_ceil(row_blocks.max(1)));
+    let (row_block, most_columns) =
+        if T::tiled() { (TILED_ROW_BLOCK, TILED_COLUMN_BLOCK) } else { (ROW_BLOCK, COLUMN_BLOCK) };
+    let row_blocks = rows.div_ceil(row_block);
+    // Enough tasks for all threads where there are few rows; how columns are divided does not change the result.
+    let tasks = 8 * rayon::current_num_threads();
+    let ranges = (width * halves).div_ceil(most_columns).max(tasks.div_ceil(row_blocks.max(1)));
     let column_block = width.div_ceil(ranges).next_multiple_of(NR);
     let column_blocks = width.div_ceil(column_block);
     // Columns outermost: their slab stays in the last-level cache while the rows pass.
     (0..row_blocks * column_blocks).into_par_iter().with_max_len(1).for_each(|task| {
-        let (column, row) = (task / row_blocks * column_block, task % row_blocks * ROW_BLOCK);
+        let (column, row) = (task / row_blocks * column_block, task % row_blocks * row_block);
         SCRATCH.with_borrow_mut(|scratch| {
             let columns = column_block.min(width - column);
-            let count = ROW_BLOCK.min(rows - row);
-            task_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
+            let count = row_block.min(rows - row);
+            if T::tiled() {
+                tiled_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
+            } else {
+                task_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
+            }
             let twin = columns.next_multiple_of(NR);
             finish(Tile { row, rows: count, column, columns, stride: twin * halves, twin, values: &mut scratch.tile });
         });
     });
+}
+
+/// One task in AMX tiles, which take rows as they lie: in place where that is possible, else copied a slice of depth
+/// at a time.
+fn tiled_product<T: Product>(
+    left: &impl Rows<T>,
+    right: &PackedColumns,
+    (row, rows): (usize, usize),
+    (column, columns): (usize, usize),
+    halves: usize,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: `T::tiled` said that there are tiles.
+    let tiles = unsafe { Tiles::configure() };
+    let groups = rows.div_ceil(amx::ROWS);
+    let panels = columns.div_ceil(NR);
+    let stride = panels * NR * halves;
+    scratch.tile.resize(groups * amx::ROWS * stride, 0.0);
+    scratch.packed.resize(groups * amx::ROWS * TILED_DEPTH, 0);
+    // Whole steps and whole groups of rows lie in place, nothing is read beyond them.
+    let whole = |group: usize| right.depth == right.units * T::PER_UNIT && (group + 1) * amx::ROWS <= rows;
+    for unit in (0..right.units).step_by(TILED_DEPTH) {
+        let count = TILED_DEPTH.min(right.units - unit);
+        let from = unit * T::PER_UNIT;
+        let elements = (count * T::PER_UNIT).min(right.depth - from);
+        let side = |group: usize, packed: &[u32]| -> (*const u32, usize) {
+            match left.stride() {
+                Some(stride) if whole(group) => match left.in_place(row + group * amx::ROWS, from, elements) {
+                    Some(line) => (line.as_ptr().cast(), stride / T::PER_UNIT),
+                    None => (packed[group * amx::ROWS * count..].as_ptr(), count),
+                },
+                _ => (packed[group * amx::ROWS * count..].as_ptr(), count),
+            }
+        };
+        for group in 0..groups {
+            if left.stride().is_some() && whole(group) {
+                continue;
+            }
+            for (r, line) in
+                scratch.packed[group * amx::ROWS * count..][..amx::ROWS * count].chunks_exact_mut(count).enumerate()
+            {
+                let at = group * amx::ROWS + r;
+                line[elements / T::PER_UNIT..].fill(0);
+                if at >= rows {
+                    line.fill(0);
+                    continue;
+                }
+                // SAFETY: a line of u32 is `count * PER_UNIT` elements of T, aligned for it.
+                let line = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), elements) };
+                left.copy(row + at, from, line);
+            }
+        }
+        for half in 0..halves {
+            for panel in 0..panels {
+                let b = right.panel((half * right.columns / halves + column) / NR + panel, unit);
+                for group in 0..groups {
+                    let (a, lda) = side(group, &scratch.packed);
+                    let c = scratch.tile[group * amx::ROWS * stride + (half * panels + panel) * NR..].as_mut_ptr();
+                    // SAFETY: both sides hold `count` units, whole steps; the tile has ROWS rows of `stride` numbers.
+                    unsafe { tiles.product(count / amx::STEP, a, lda, b, c, stride, unit > 0) };
+                }
+            }
+        }
+    }
 }
 
 /// One task: packs its rows a slice of depth at a time and multiplies them with every panel of its columns.
@@ -200,7 +338,7 @@ fn task_product<T: Product>(
     halves: usize,
     scratch: &mut Scratch,
 ) {
-    let kernel = T::kernel::<MR>();
+    let kernel = T::kernel::<MR, true>();
     let groups = rows.div_ceil(MR);
     let panels = columns.div_ceil(NR);
     let stride = panels * NR * halves;

@@ -13,10 +13,12 @@ pub(crate) enum Isa {
     Avx512,
     /// AVX-512 with bf16 products.
     Avx512Bf16,
+    /// The same and AMX tiles of bf16.
+    Amx,
 }
 
-/// The best instruction set here, or the poorer one that `SAMEFACE_ISA` (`avx512`, `avx2`, `portable`)
-/// names, which lets tests cover each path on one machine.
+/// The best instruction set here, or the poorer one that `SAMEFACE_ISA` (`avx512bf16`, `avx512`, `avx2`,
+/// `portable`) names, which lets tests cover each path on one machine.
 pub(crate) fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
@@ -24,7 +26,8 @@ pub(crate) fn isa() -> Isa {
             Ok("portable") => Isa::Portable,
             Ok("avx2") => Isa::Avx2,
             Ok("avx512") => Isa::Avx512,
-            _ => Isa::Avx512Bf16,
+            Ok("avx512bf16") => Isa::Avx512Bf16,
+            _ => Isa::Amx,
         };
         wish.min(best())
     })
@@ -39,6 +42,7 @@ fn best() -> Isa {
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
     match (avx2, avx512, avx512 && is_x86_feature_detected!("avx512bf16")) {
+        (_, _, true) if super::amx::available() => Isa::Amx,
         (_, _, true) => Isa::Avx512Bf16,
         (_, true, _) => Isa::Avx512,
         (true, _, _) => Isa::Avx2,
@@ -72,7 +76,7 @@ macro_rules! simd {
                 use $crate::cpu::isa::{Isa, isa};
                 // SAFETY: `isa` reports only what this processor has.
                 match isa() {
-                    Isa::Avx512 | Isa::Avx512Bf16 => return unsafe { avx512 $(::<$T>)? ($($a),*) },
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512 $(::<$T>)? ($($a),*) },
                     Isa::Avx2 => return unsafe { avx2 $(::<$T>)? ($($a),*) },
                     Isa::Portable => {}
                 }

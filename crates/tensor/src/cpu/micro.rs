@@ -13,31 +13,32 @@ pub(crate) const MR: usize = 12;
 /// Columns of a tile.
 pub(crate) const NR: usize = 32;
 
-/// `c[r * ldc + j] (+)= sum over units of a[unit * lda + r] * b[unit * NR + j]`.
+/// `c[r * ldc + j] (+)= sum over units of a * b[unit * NR + j]`, where a is `a[unit * lda + r]` of packed rows or
+/// `a[r * lda + unit]` of rows as they lie.
 pub(crate) type Kernel =
     unsafe fn(units: usize, a: *const u32, lda: usize, b: *const u32, c: *mut f32, ldc: usize, accumulate: bool);
 
-/// The kernel for f32 units and a tile of `ROWS` rows (8 or 12).
-pub(crate) fn kernel_f32<const ROWS: usize>() -> Kernel {
+/// The kernel for f32 units and a tile of `ROWS` rows (8 or 12), packed or as they lie.
+pub(crate) fn kernel_f32<const ROWS: usize, const PACKED: bool>() -> Kernel {
     #[cfg(target_arch = "x86_64")]
     match isa() {
-        Isa::Avx512 | Isa::Avx512Bf16 => return x86::f32_avx512::<ROWS>,
-        Isa::Avx2 => return x86::f32_avx2::<ROWS>,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return x86::f32_avx512::<ROWS, PACKED>,
+        Isa::Avx2 => return x86::f32_avx2::<ROWS, PACKED>,
         Isa::Portable => {}
     }
-    portable_f32::<ROWS>
+    portable_f32::<ROWS, PACKED>
 }
 
-/// The kernel for pairs of bf16 and a tile of `ROWS` rows (8 or 12).
-pub(crate) fn kernel_bf16<const ROWS: usize>() -> Kernel {
+/// The kernel for pairs of bf16 and a tile of `ROWS` rows (8 or 12), packed or as they lie.
+pub(crate) fn kernel_bf16<const ROWS: usize, const PACKED: bool>() -> Kernel {
     #[cfg(target_arch = "x86_64")]
     match isa() {
-        Isa::Avx512Bf16 => return x86::bf16_avx512bf16::<ROWS>,
-        Isa::Avx512 => return x86::bf16_avx512::<ROWS>,
-        Isa::Avx2 => return x86::bf16_avx2::<ROWS>,
+        Isa::Avx512Bf16 | Isa::Amx => return x86::bf16_avx512bf16::<ROWS, PACKED>,
+        Isa::Avx512 => return x86::bf16_avx512::<ROWS, PACKED>,
+        Isa::Avx2 => return x86::bf16_avx2::<ROWS, PACKED>,
         Isa::Portable => {}
     }
-    portable_bf16::<ROWS>
+    portable_bf16::<ROWS, PACKED>
 }
 
 /// Rows and columns of the portable sub-tile: 8 accumulators of 4 numbers fit the 16 registers of plain x86-64, and
@@ -47,7 +48,7 @@ const PORTABLE_COLUMNS: usize = 8;
 
 macro_rules! portable_kernel {
     ($name:ident, |$a:ident, $b:ident| $term:expr) => {
-        unsafe fn $name<const ROWS: usize>(
+        unsafe fn $name<const ROWS: usize, const PACKED: bool>(
             units: usize,
             a: *const u32,
             lda: usize,
@@ -61,13 +62,11 @@ macro_rules! portable_kernel {
                     let mut acc = [[0f32; PORTABLE_COLUMNS]; PORTABLE_ROWS];
                     for unit in 0..units {
                         // SAFETY: packed rows and columns hold `units` units.
-                        let (a, b) = unsafe {
-                            (
-                                &*a.add(unit * lda + row).cast::<[u32; PORTABLE_ROWS]>(),
-                                &*b.add(unit * NR + column).cast::<[u32; PORTABLE_COLUMNS]>(),
-                            )
-                        };
-                        for (acc, &$a) in acc.iter_mut().zip(a) {
+                        let b = unsafe { &*b.add(unit * NR + column).cast::<[u32; PORTABLE_COLUMNS]>() };
+                        for (r, acc) in acc.iter_mut().enumerate() {
+                            let at = if PACKED { unit * lda + row + r } else { (row + r) * lda + unit };
+                            // SAFETY: as above.
+                            let $a = unsafe { *a.add(at) };
                             acc.iter_mut().zip(b).for_each(|(o, &$b)| *o += $term);
                         }
                     }
@@ -112,7 +111,7 @@ mod x86 {
     macro_rules! avx512_kernel {
         ($name:ident, $features:literal, |$acc:ident, $a:ident, $b0:ident, $b1:ident| $step:block) => {
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn $name<const ROWS: usize>(
+            pub(super) unsafe fn $name<const ROWS: usize, const PACKED: bool>(
                 units: usize,
                 a: *const u32,
                 lda: usize,
@@ -127,9 +126,10 @@ mod x86 {
                     unsafe {
                         let b = b.add(unit * NR).cast::<i32>();
                         let ($b0, $b1) = (_mm512_loadu_epi32(b), _mm512_loadu_epi32(b.add(16)));
-                        let a = a.add(unit * lda).cast::<i32>();
+                        let a = a.cast::<i32>();
                         for r in 0..ROWS {
-                            let $a = _mm512_set1_epi32(*a.add(r));
+                            let at = if PACKED { unit * lda + r } else { r * lda + unit };
+                            let $a = _mm512_set1_epi32(*a.add(at));
                             let $acc = &mut acc[r];
                             $step
                         }
@@ -174,7 +174,7 @@ mod x86 {
     macro_rules! avx2_kernel {
         ($name:ident, |$acc:ident, $a:ident, $b0:ident, $b1:ident| $step:block) => {
             #[target_feature(enable = "avx2,fma")]
-            pub(super) unsafe fn $name<const ROWS: usize>(
+            pub(super) unsafe fn $name<const ROWS: usize, const PACKED: bool>(
                 units: usize,
                 a: *const u32,
                 lda: usize,
@@ -192,9 +192,11 @@ mod x86 {
                             unsafe {
                                 let b = b.add(unit * NR + column).cast::<__m256i>();
                                 let ($b0, $b1) = (_mm256_loadu_si256(b), _mm256_loadu_si256(b.add(1)));
-                                let a = a.add(unit * lda + row).cast::<i32>();
-                                for r in 0..sub {
-                                    let $a = _mm256_set1_epi32(*a.add(r));
+                                let a = a.cast::<i32>();
+                                for r in row..row + sub {
+                                    let at = if PACKED { unit * lda + r } else { r * lda + unit };
+                                    let $a = _mm256_set1_epi32(*a.add(at));
+                                    let r = r - row;
                                     let $acc = &mut acc[r];
                                     $step
                                 }

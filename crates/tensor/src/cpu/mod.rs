@@ -1,5 +1,6 @@
 //! The CPU back end: one file for each operator family, over one block product (`gemm`).
 
+pub(crate) mod amx;
 pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
@@ -11,6 +12,8 @@ pub(crate) mod math;
 pub(crate) mod micro;
 pub(crate) mod norm;
 pub(crate) mod shape;
+pub(crate) mod vector;
+pub(crate) mod winograd;
 
 /// A pointer that threads may share while they write disjoint parts behind it.
 #[derive(Clone, Copy)]

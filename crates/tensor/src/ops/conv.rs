@@ -45,7 +45,7 @@ pub struct Fused<'a> {
 
 /// A convolution whose weight was packed for the device's product. The tensor it came from may be dropped.
 pub struct Conv2d {
-    packed: Packed,
+    packed: Packed<cpu::conv::Weights>,
     device: Device,
     dtype: DType,
     in_channels: usize,
@@ -70,7 +70,7 @@ impl Conv2d {
         check_bias("conv2d", bias, n, device)?;
         let packed = match device {
             Device::Cpu => {
-                let packed = by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight))?;
+                let packed = by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight, options))?;
                 Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
             }
             Device::Cuda(_) => Packed::Cuda(cuda::conv::pack(weight, bias)?),

@@ -7,7 +7,7 @@ use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
 
 /// A linear layer whose weight was packed for the device's product. The tensor it came from may be dropped.
 pub struct Linear {
-    packed: Packed,
+    packed: Packed<PackedColumns>,
     inputs: usize,
     outputs: usize,
     device: Device,
@@ -15,8 +15,8 @@ pub struct Linear {
 }
 
 /// A layer's weight and bias as the device's product takes them.
-pub(super) enum Packed {
-    Cpu(PackedColumns, Option<Vec<f32>>),
+pub(super) enum Packed<C> {
+    Cpu(C, Option<Vec<f32>>),
     Cuda(cuda::linear::Layer),
 }
 

@@ -1,0 +1,181 @@
+//! Vectors of f32 in registers, for code that the compiler does not vectorise by itself: many streams at once.
+
+use crate::DType;
+use crate::tensor::Element;
+use half::bf16;
+
+/// Some f32 in a register. All methods need the instruction set of the type, which callers enable.
+pub(crate) trait Vector: Copy {
+    /// Numbers in it.
+    const LANES: usize;
+    /// # Safety
+    /// `LANES` numbers lie at `p`.
+    unsafe fn load(p: *const f32) -> Self;
+    /// # Safety
+    /// As [`Vector::load`].
+    unsafe fn load_bf16(p: *const bf16) -> Self;
+    /// # Safety
+    /// There is room for `LANES` numbers at `p`.
+    unsafe fn store(self, p: *mut f32);
+    /// # Safety
+    /// As [`Vector::store`].
+    unsafe fn store_bf16(self, p: *mut bf16);
+    /// # Safety
+    /// The instruction set is there, as for all below.
+    unsafe fn splat(x: f32) -> Self;
+    /// # Safety
+    /// As [`Vector::splat`].
+    unsafe fn add(self, other: Self) -> Self;
+    /// # Safety
+    /// As [`Vector::splat`].
+    unsafe fn sub(self, other: Self) -> Self;
+    /// `self * factor + term`.
+    /// # Safety
+    /// As [`Vector::splat`].
+    unsafe fn mul_add(self, factor: f32, term: Self) -> Self;
+
+    /// # Safety
+    /// As [`Vector::load`]; `T` is f32 or bf16.
+    #[inline(always)]
+    unsafe fn load_from<T: Element>(p: *const T) -> Self {
+        unsafe { if T::DTYPE == DType::F32 { Self::load(p.cast()) } else { Self::load_bf16(p.cast()) } }
+    }
+
+    /// # Safety
+    /// As [`Vector::store`]; `T` is f32 or bf16.
+    #[inline(always)]
+    unsafe fn store_to<T: Element>(self, p: *mut T) {
+        unsafe { if T::DTYPE == DType::F32 { self.store(p.cast()) } else { self.store_bf16(p.cast()) } }
+    }
+}
+
+/// Four numbers, in whatever the compiler's baseline has.
+#[derive(Clone, Copy)]
+pub(crate) struct Four([f32; 4]);
+
+impl Vector for Four {
+    const LANES: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        Four(unsafe { p.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self {
+        Four(unsafe { p.cast::<[bf16; 4]>().read_unaligned() }.map(Element::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0) };
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16) {
+        unsafe { p.cast::<[bf16; 4]>().write_unaligned(self.0.map(Element::from_f32)) };
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Four([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Four(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Four(std::array::from_fn(|i| self.0[i] - other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: f32, term: Self) -> Self {
+        Four(std::array::from_fn(|i| self.0[i] * factor + term.0[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Vector, bf16};
+    use std::arch::x86_64::*;
+
+    impl Vector for __m512 {
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const bf16) -> Self {
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())), 16)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm512_storeu_ps(p, self) };
+        }
+        // Rounds to nearest even; sums of finite numbers only, so NaN needs no care beyond staying NaN or huge.
+        #[inline(always)]
+        unsafe fn store_bf16(self, p: *mut bf16) {
+            unsafe {
+                let bits = _mm512_castps_si512(self);
+                let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+                _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+            }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { _mm512_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { _mm512_sub_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: f32, term: Self) -> Self {
+            unsafe { _mm512_fmadd_ps(self, _mm512_set1_ps(factor), term) }
+        }
+    }
+
+    impl Vector for __m256 {
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { _mm256_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const bf16) -> Self {
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm256_storeu_ps(p, self) };
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(self, p: *mut bf16) {
+            unsafe {
+                let bits = _mm256_castps_si256(self);
+                let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+                let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+                let halves = _mm256_packus_epi32(_mm256_srli_epi32(rounded, 16), _mm256_setzero_si256());
+                let joined = _mm256_permute4x64_epi64(halves, 0b1000);
+                _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(joined));
+            }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { _mm256_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, factor: f32, term: Self) -> Self {
+            unsafe { _mm256_fmadd_ps(self, _mm256_set1_ps(factor), term) }
+        }
+    }
+}
