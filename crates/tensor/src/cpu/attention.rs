@@ -4,12 +4,14 @@
 //!
 //! Scores are computed transposed: keys as the rows of a tile, [`NR`] queries as its columns. So every step of the
 //! softmax works on whole vectors of queries, and its weights lie in memory as the packed rows that the product with
-//! the values reads: nothing is transposed or packed between the two products.
+//! the values reads: nothing is transposed or packed between the two products. AMX wants them on the other side: there
+//! values are packed transposed, and so are the sums.
 //!
 //! Bound: floating-point units for many keys (4 n m d operations), with one exponential for each score.
 
 use super::SharedMut;
-use super::gemm::{Product, Rows, pack_rows, units};
+use super::amx::{self, Tiles};
+use super::gemm::{Product, Rows, interleave, pack_rows, units};
 use super::isa::simd;
 use super::micro::NR;
 use crate::storage::Block;
@@ -25,6 +27,14 @@ const PANELS: usize = 4;
 /// Keys between two corrections of the running softmax: their weights for one panel (`KEY_BLOCK * NR * 4` bytes) and
 /// the panel itself share the first-level cache.
 const KEY_BLOCK: usize = 128;
+
+/// As [`KEY_BLOCK`] with AMX, whose products are too fast for short ones.
+const TILED_KEY_BLOCK: usize = 256;
+
+/// Units of depth as packed: whole steps of tiles.
+fn padded<T: Product>(elements: usize) -> usize {
+    if T::tiled() { units::<T>(elements).next_multiple_of(amx::STEP) } else { units::<T>(elements) }
+}
 
 /// Some columns of a tensor `[b, n, stride]`.
 #[derive(Clone, Copy)]
@@ -89,9 +99,9 @@ impl PackedKeys {
     /// Packs `k` and `v`, `[b, m, heads * d]` each.
     pub(crate) fn new<T: Product>(k: Columns, v: Columns, heads: usize) -> Result<PackedKeys> {
         let (b, m, d) = (k.tensor.dim(0), k.tensor.dim(1), k.width / heads);
-        let depth = units::<T>(d);
-        let key_size = m.next_multiple_of(ROWS) * depth;
-        let value_size = d.div_ceil(NR) * units::<T>(m) * NR;
+        let (depth, width) = (padded::<T>(d), padded::<T>(m));
+        let rows = if T::tiled() { amx::ROWS } else { ROWS };
+        let (key_size, value_size) = (m.next_multiple_of(rows) * depth, d.next_multiple_of(NR) * width);
         let count = b * heads * (key_size + value_size);
         let block = Block::new(count * 4)?;
         // SAFETY: the block holds `count` u32 and is not shared yet.
@@ -99,6 +109,23 @@ impl PackedKeys {
         data.par_chunks_mut((key_size + value_size).max(1)).enumerate().for_each(|(i, out)| {
             let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
             let (keys, values) = out.split_at_mut(key_size);
+            if T::tiled() {
+                keys.fill(0);
+                values.fill(0);
+                for (key, line) in elements_of::<T>(keys).chunks_exact_mut(depth * T::PER_UNIT).take(m).enumerate() {
+                    line[..d].copy_from_slice(k.row(key, 0, d));
+                }
+                // Some keys at a time, so that their rows stay in the first-level cache while columns are read.
+                let (values, line) = (elements_of::<T>(values), width * T::PER_UNIT);
+                for key in (0..m).step_by(NR) {
+                    let count = NR.min(m - key);
+                    for e in 0..d {
+                        let out = &mut values[e * line + key..][..count];
+                        out.iter_mut().enumerate().for_each(|(i, o)| *o = v.row(key + i, e, 1)[0]);
+                    }
+                }
+                return;
+            }
             SCRATCH.with_borrow_mut(|scratch| {
                 scratch.staged.resize(scratch.staged.len().max(ROWS * depth), 0);
                 for (group, out) in keys.chunks_exact_mut(ROWS * depth).enumerate() {
@@ -106,7 +133,7 @@ impl PackedKeys {
                     pack_rows::<T, ROWS>(&k, first, m.min(first + ROWS), d, 0, depth, &mut scratch.staged, out);
                 }
             });
-            for (panel, out) in values.chunks_exact_mut(units::<T>(m) * NR).enumerate() {
+            for (panel, out) in values.chunks_exact_mut(width * NR).enumerate() {
                 pack_values::<T>(out, panel * NR, d, m, |key| v.row(key, 0, d));
             }
         });
@@ -120,6 +147,12 @@ impl PackedKeys {
         let all = unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast::<u32>().add(index * size), size) };
         all.split_at(self.key_size)
     }
+}
+
+/// The elements in whole units.
+fn elements_of<T: Product>(units: &mut [u32]) -> &mut [T] {
+    // SAFETY: a u32 is `PER_UNIT` elements of T, aligned for it, and every pattern is a number.
+    unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast::<T>(), units.len() * T::PER_UNIT) }
 }
 
 /// Packs one panel of values, whose depth is the keys: `NR` columns from `first`, zero beyond the matrix.
@@ -223,10 +256,11 @@ simd! {
             }
         } else {
             // Two rows become one, written where the earlier ones were read.
-            let row = |scores: &[u32], key: usize| -> [u32; NR] { std::array::from_fn(|j| scores[key * NR + j]) };
             let keys = scores.len() / NR;
             for pair in 0..keys / 2 {
-                let (mut a, b) = (row(scores, 2 * pair), row(scores, 2 * pair + 1));
+                let (mut a, mut b) = ([0u32; NR], [0u32; NR]);
+                a.copy_from_slice(&scores[2 * pair * NR..][..NR]);
+                b.copy_from_slice(&scores[(2 * pair + 1) * NR..][..NR]);
                 for j in 0..NR {
                     let weights = [weight(a[j], highest[j]), weight(b[j], highest[j])];
                     total[j] += weights[0] + weights[1];
@@ -235,7 +269,8 @@ simd! {
                 scores[pair * NR..][..NR].copy_from_slice(&a);
             }
             if keys % 2 == 1 {
-                let mut a = row(scores, keys - 1);
+                let mut a = [0u32; NR];
+                a.copy_from_slice(&scores[(keys - 1) * NR..][..NR]);
                 for j in 0..NR {
                     let weight = weight(a[j], highest[j]);
                     total[j] += weight;
@@ -276,6 +311,28 @@ simd! {
 }
 
 simd! {
+    /// As [`scale_rows`] where queries are columns.
+    fn scale_columns(sums: &mut [f32], factors: &[f32]) {
+        for row in sums.chunks_exact_mut(NR) {
+            row.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
+        }
+    }
+}
+
+simd! {
+    /// As [`join_rows`] where queries are columns.
+    fn join_columns(result: &mut [f32], sums: &[f32], totals: &[f32], weight: f32, add: bool) {
+        let mut factors = [0f32; NR];
+        factors.iter_mut().zip(totals).for_each(|(f, total)| *f = weight / total);
+        for (result, sum) in result.chunks_exact_mut(NR).zip(sums.chunks_exact(NR)) {
+            for j in 0..NR {
+                result[j] = if add { result[j] + factors[j] * sum[j] } else { factors[j] * sum[j] };
+            }
+        }
+    }
+}
+
+simd! {
     fn convert_row<T: Element>(row: &[f32], out: &mut [T]) {
         out.iter_mut().zip(row).for_each(|(o, x)| *o = T::from_f32(*x));
     }
@@ -303,6 +360,9 @@ fn pass<T: Product>(
     (weight, add): (f32, bool),
 ) {
     let &Sizes { depth, stride, factor, causal } = sizes;
+    if T::tiled() {
+        return tiled_pass::<T>(scratch, branch, head, (first, panels), sizes, (weight, add));
+    }
     let kernel = T::kernel::<ROWS, true>();
     let (keys, values) = branch.head(head);
     let value_units = units::<T>(branch.keys);
@@ -351,11 +411,89 @@ fn pass<T: Product>(
     }
 }
 
+/// As [`pass`] in AMX tiles.
+fn tiled_pass<T: Product>(
+    scratch: &mut Scratch,
+    branch: &PackedKeys,
+    head: usize,
+    (first, panels): (usize, usize),
+    sizes: &Sizes,
+    (weight, add): (f32, bool),
+) {
+    let &Sizes { depth, stride, factor, causal } = sizes;
+    // SAFETY: `T::tiled` said that there are tiles.
+    let tiles = unsafe { Tiles::configure() };
+    let (keys, values) = branch.head(head);
+    let value_width = padded::<T>(branch.keys);
+    let mut running: [Running; PANELS] = std::array::from_fn(|_| Running::new());
+    for key in (0..branch.keys).step_by(TILED_KEY_BLOCK) {
+        if causal && key >= first + panels * NR {
+            break;
+        }
+        let count = TILED_KEY_BLOCK.min(branch.keys - key);
+        let width = units::<T>(count).next_multiple_of(amx::STEP);
+        for panel in 0..panels {
+            if causal && key >= first + (panel + 1) * NR {
+                continue;
+            }
+            let queries = scratch.queries[panel * NR * depth..].as_ptr();
+            for row in (0..count).step_by(amx::ROWS) {
+                let a = keys[(key + row) * depth..][..amx::ROWS * depth].as_ptr();
+                let c = scratch.scores[row * NR..][..amx::ROWS * NR].as_mut_ptr().cast::<f32>();
+                // SAFETY: both sides hold `depth` units, whole steps; the scores have ROWS rows of NR numbers here.
+                unsafe { tiles.product(depth / amx::STEP, a, depth, queries, c, NR, false) };
+            }
+            if causal && key + count > first + panel * NR {
+                hide_later(&mut scratch.scores[..count * NR], key, first + panel * NR);
+            }
+            let running = &mut running[panel];
+            weigh::<T>(&mut scratch.scores[..count * NR], factor, running);
+            scratch.scores[units::<T>(count) * NR..width * NR].fill(0);
+            let sums = &mut scratch.sums[panel * NR * stride..][..NR * stride];
+            if key > 0 && running.correction.iter().any(|c| *c != 1.0) {
+                scale_columns(sums, &running.correction);
+            }
+            for row in (0..stride).step_by(amx::ROWS) {
+                let a = values[row * value_width + key / T::PER_UNIT..].as_ptr();
+                let c = sums[row * NR..][..amx::ROWS * NR].as_mut_ptr();
+                // SAFETY: values and weights hold `width` units, whole steps; the sums have ROWS rows of NR numbers.
+                unsafe { tiles.product(width / amx::STEP, a, value_width, scratch.scores.as_ptr(), c, NR, key > 0) };
+            }
+        }
+    }
+    for (panel, running) in running.iter().enumerate().take(panels) {
+        let at = panel * NR * stride..(panel + 1) * NR * stride;
+        join_columns(&mut scratch.result[at.clone()], &scratch.sums[at], &running.total, weight, add);
+    }
+}
+
 /// Takes keys that come after the query out of a block of scores.
 fn hide_later(scores: &mut [u32], key: usize, query: usize) {
     for (i, row) in scores.chunks_exact_mut(NR).enumerate() {
         let hidden = (key + i).saturating_sub(query).min(NR);
         row[..hidden].fill(f32::NEG_INFINITY.to_bits());
+    }
+}
+
+/// Transposes the columns of a panel to rows.
+fn upright(panel: &mut [f32], memory: &mut [f32]) {
+    let stride = panel.len() / NR;
+    // SAFETY: f32 and u32 have the same size and alignment, and every pattern is a number.
+    let (from, to) = unsafe {
+        (
+            std::slice::from_raw_parts(panel.as_ptr().cast::<u32>(), panel.len()),
+            std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u32>(), memory.len()),
+        )
+    };
+    for (block, to) in to.chunks_exact_mut(NR * NR).enumerate() {
+        let lines = std::array::from_fn(|r| from[(block * NR + r) * NR..][..NR].as_ptr());
+        // SAFETY: each line has NR numbers.
+        unsafe { interleave::<NR>(lines, NR, to) };
+    }
+    for (q, row) in panel.chunks_exact_mut(stride).enumerate() {
+        for (block, part) in row.chunks_exact_mut(NR).enumerate() {
+            part.copy_from_slice(&memory[(block * NR + q) * NR..][..NR]);
+        }
     }
 }
 
@@ -372,7 +510,7 @@ pub(crate) fn forward<T: Product>(
     let d = width / heads;
     crate::meter::count(2 * b * n, keys.keys + second.map_or(0, |(keys, _)| keys.keys), width);
     let sizes = Sizes {
-        depth: units::<T>(d),
+        depth: padded::<T>(d),
         stride: d.next_multiple_of(NR),
         factor: scale * std::f32::consts::LOG2_E,
         causal,
@@ -388,18 +526,26 @@ pub(crate) fn forward<T: Product>(
             let rows = q.head::<T>(head / heads, head % heads, d);
             SCRATCH.with_borrow_mut(|scratch| {
                 scratch.staged.resize(scratch.staged.len().max(NR * depth), 0);
-                scratch.scores.resize(KEY_BLOCK * NR, 0);
+                scratch.scores.resize(KEY_BLOCK.max(TILED_KEY_BLOCK) * NR, 0);
                 scratch.queries.resize(panels * NR * depth, 0);
                 scratch.sums.resize(panels * NR * stride, 0.0);
                 scratch.result.resize(panels * NR * stride, 0.0);
                 for (panel, packed) in scratch.queries.chunks_exact_mut(NR * depth).enumerate() {
                     let row = first + panel * NR;
-                    pack_rows::<T, NR>(&rows, row, n.min(row + NR), d, 0, depth, &mut scratch.staged, packed);
+                    let (packed, rest) = packed.split_at_mut(units::<T>(d) * NR);
+                    rest.fill(0);
+                    pack_rows::<T, NR>(&rows, row, n.min(row + NR), d, 0, units::<T>(d), &mut scratch.staged, packed);
                 }
                 let place = (first, panels);
                 pass::<T>(scratch, keys, head, place, &sizes, (1.0, false));
                 if let Some((keys, weight)) = second {
                     pass::<T>(scratch, keys, head, place, &Sizes { causal: false, ..sizes }, (weight, true));
+                }
+                if T::tiled() {
+                    scratch.sums.resize(scratch.sums.len().max(NR * stride), 0.0);
+                    for panel in scratch.result.chunks_exact_mut(NR * stride).take(panels) {
+                        upright(panel, &mut scratch.sums[..NR * stride]);
+                    }
                 }
                 for row in 0..count {
                     let at = ((head / heads) * n + first + row) * width + (head % heads) * d;
