@@ -53,7 +53,9 @@ fn main() {
         time(&format!("{dtype} geglu 2048x1280 -> 5120"), 2.0 * 2048.0 * 1280.0 * 10240.0, || {
             layer.forward_geglu(&x).expect("shapes fit");
         });
-        for (size, c, n) in [(128, 320, 320), (64, 640, 640), (32, 1280, 1280)] {
+        for (size, c, n) in
+            [(128, 320, 320), (64, 640, 640), (32, 1280, 1280), (512, 128, 128), (256, 256, 256), (128, 512, 512)]
+        {
             let (x, w) = (noise(dtype, &[1, size, size, c]), noise(dtype, &[n, c, 3, 3]));
             let conv = Conv2d::new(&w, None, ConvOptions::same3()).expect("shapes fit");
             time(&format!("{dtype} conv3x3 {size}x{size}x{c} -> {n}"), 18.0 * (size * size * c * n) as f64, || {

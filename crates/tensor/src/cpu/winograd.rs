@@ -51,8 +51,10 @@ const WHOLE: usize = 16;
 const LEAST: usize = 64;
 /// Weights for which transformed tiles of 4x4 cost memory: four times what checkpoints hold. Above that 2x2.
 const MOST_WEIGHTS: usize = 640 * 640;
-/// Bytes that pass between two phases: they share the last-level cache with a slab of weights.
-const CHUNK: usize = 6 << 20;
+/// Tiles of a chunk, where their bytes do not tell otherwise: so many share each slab of weights on its way from memory.
+const CHUNK: usize = 8 * MR;
+/// Bytes of a chunk that narrow layers fill with more tiles.
+const CHUNK_BYTES: usize = 6 << 20;
 /// Columns that one task transforms back at a time.
 const COLUMNS: usize = 256;
 
@@ -320,8 +322,8 @@ pub(crate) fn forward<T: Product>(
     let planes = inputs * inputs;
     // A line's distance is no multiple of a page: neighbouring rows must not share a set of the first-level cache.
     let (line, width) = (c + 64 / size_of::<T>(), n.next_multiple_of(NR));
-    let chunk = (CHUNK / (planes * (line * size_of::<T>() + width * 4))).clamp(2 * MR, 64 * MR).min(tiles.max(1));
-    let rows = chunk.next_multiple_of(MR);
+    let fitting = CHUNK_BYTES / (planes * (line * size_of::<T>() + width * 4)) / MR * MR;
+    let rows = fitting.clamp(CHUNK, 8 * CHUNK).min(tiles.next_multiple_of(MR));
     let transformed = Block::new(planes * rows * line * size_of::<T>())?;
     let products = Block::new(planes * rows * width * 4)?;
     // SAFETY: the blocks hold that many elements and are not shared otherwise.
@@ -333,8 +335,8 @@ pub(crate) fn forward<T: Product>(
     };
     let (forth, back) = transforms::<T>();
     let zeros = vec![T::from_f32(0.0); c];
-    for first in (0..tiles).step_by(chunk) {
-        let count = chunk.min(tiles - first);
+    for first in (0..tiles).step_by(rows) {
+        let count = rows.min(tiles - first);
         let target = SharedMut::new(transformed);
         (0..count).into_par_iter().with_min_len(4).for_each(|i| {
             let tile = first + i;

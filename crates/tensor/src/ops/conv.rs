@@ -70,7 +70,8 @@ impl Conv2d {
         check_bias("conv2d", bias, n, device)?;
         let packed = match device {
             Device::Cpu => {
-                let packed = by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight, options))?;
+                let packed =
+                    by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight, options))?;
                 Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
             }
             Device::Cuda(_) => Packed::Cuda(cuda::conv::pack(weight, bias)?),
