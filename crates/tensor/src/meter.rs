@@ -42,8 +42,8 @@ pub fn measure_peak_of(device: &Device, dtype: DType) -> Result<f64> {
 }
 
 fn peak_of<T: Product>() -> f64 {
-    const UNITS: usize = 64;
-    const REPEATS: usize = 200;
+    const UNITS: usize = 160;
+    const REPEATS: usize = 100;
     let kernel = T::kernel::<MR, true>();
     let rows = if T::tiled() { amx::ROWS } else { MR };
     let run = || {
@@ -56,7 +56,7 @@ fn peak_of<T: Product>() -> f64 {
             // SAFETY: the operands hold UNITS units, whole steps of tiles, the result is one block.
             unsafe {
                 match &tiles {
-                    Some(tiles) => tiles.product(UNITS / amx::STEP, a, UNITS, b, c, NR, true),
+                    Some(tiles) => tiles.product(UNITS / amx::STEP, a, UNITS, b, c, NR, false),
                     None => kernel(UNITS, a, MR, b, c, NR, true),
                 }
             };
