@@ -15,6 +15,7 @@ mod meter;
 pub mod ops;
 mod pages;
 pub mod random;
+mod recording;
 mod storage;
 mod tensor;
 
@@ -22,5 +23,6 @@ pub use cuda::set_kernel_cache;
 pub use device::{Device, set_threads, threads};
 pub use error::{Error, Result};
 pub use meter::{flop_count, measure_peak, measure_peak_of};
+pub use recording::Recording;
 pub use storage::{MemoryUse, memory_use, memory_use_of, trim, trim_above};
 pub use tensor::{DType, Tensor};

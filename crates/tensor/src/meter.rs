@@ -16,6 +16,11 @@ pub(crate) fn count(rows: usize, depth: usize, columns: usize) {
     FLOP.fetch_add(2 * (rows * depth * columns) as u64, Ordering::Relaxed);
 }
 
+/// Notes operations that were counted once and are done again.
+pub(crate) fn count_all(flop: u64) {
+    FLOP.fetch_add(flop, Ordering::Relaxed);
+}
+
 /// Floating-point operations of all linear layers, convolutions and attentions so far, a multiply-add being two.
 pub fn flop_count() -> u64 {
     FLOP.load(Ordering::Relaxed)

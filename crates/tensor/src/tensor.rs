@@ -275,6 +275,21 @@ impl Tensor {
         }
     }
 
+    /// Puts the numbers of `from` into this tensor on a GPU, for the inputs of a [`crate::Recording`]. Everyone who
+    /// shares its memory sees the new numbers, in the order in which work was asked for.
+    ///
+    /// # Errors
+    /// Another shape, type or device; a tensor on the CPU, whose numbers never change.
+    pub fn overwrite(&self, from: &Tensor) -> Result<()> {
+        if self.shape != from.shape || self.dtype != from.dtype || self.device != from.device {
+            return Err(Error::argument("overwrite", format!("{from:?} does not fit into {self:?}")));
+        }
+        match self.on_gpu() {
+            Some(_) => cuda::transfer::overwrite(self, from),
+            None => Err(Error::argument("overwrite", "the numbers of a tensor on the CPU never change")),
+        }
+    }
+
     /// The elements as f32, on the host.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
 
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue};
-use tensor::{DType, Device, Tensor};
+use tensor::{DType, Device, Recording, Tensor};
 
 /// Where the operators are tested.
 fn device() -> Device {
@@ -216,6 +216,7 @@ fn attention_with_two_branches() {
             (1, 100, 600, 2, 64, false),
             (1, 300, 300, 1, 40, true),
             (1, 9, 513, 1, 96, false),
+            (2, 70, 130, 1, 200, false),
         ] {
             let mut noise = Noise(n as u64);
             let width = heads * d;
@@ -411,4 +412,39 @@ fn devices_are_checked() {
         let far = Tensor::zeros(&device(), DType::F32, &[1 << 40]).unwrap_err().to_string();
         assert!(far.contains("out of memory"), "{far}");
     }
+}
+
+/// What was recorded gives the same numbers again, on new inputs, while others take and leave memory.
+#[test]
+fn recorded_work_is_replayed() {
+    let mut noise = Noise(11);
+    let dtype = DType::F32;
+    let (x, other) = (noise.tensor(dtype, &[2, 6, 6, 32]), noise.tensor(dtype, &[2, 6, 6, 32]));
+    let (w, b) = (noise.tensor(dtype, &[32]), noise.tensor(dtype, &[32]));
+    let conv = Conv2d::new(&noise.tensor(dtype, &[32, 32, 3, 3]), Some(&b), ConvOptions::same3()).unwrap();
+    let layer = Linear::new(&noise.tensor(dtype, &[96, 32]), None).unwrap();
+    let work = |x: &Tensor| -> tensor::Result<Tensor> {
+        let h = ops::group_norm(x, 8, &w, &b, 1e-5, Activation::Silu)?;
+        let h = conv.forward_with(&h, &Fused { residual: Some(x), ..Fused::default() })?;
+        let h = layer.forward(&h.reshape(&[2, 36, 32])?)?;
+        let h = ops::attention_joined(&h, 2, 0.25, false)?;
+        ops::add(&h, &x.reshape(&[2, 36, 32])?)
+    };
+    let (first, second) = (work(&x).unwrap(), work(&other).unwrap());
+    let input = ops::scale(&x, 1.0).unwrap();
+    let recorded = Recording::new(&device(), || work(&input).map(|out| vec![out])).unwrap();
+    let Some((recording, results)) = recorded else {
+        assert_eq!(device(), Device::Cpu);
+        return;
+    };
+    for (given, want) in [(&x, &first), (&other, &second), (&x, &first)] {
+        input.overwrite(given).unwrap();
+        recording.replay().unwrap();
+        let kept: Vec<Tensor> = (0..20).map(|i| ops::scale(&other, i as f32).unwrap()).collect();
+        assert_eq!(results[0].to_vec_f32().unwrap(), want.to_vec_f32().unwrap());
+        drop(kept);
+    }
+    let read = Recording::new(&device(), || work(&input)?.to_vec_f32().map(|_| Vec::new()));
+    assert!(read.is_err());
+    assert_eq!(work(&x).unwrap().to_vec_f32().unwrap(), first.to_vec_f32().unwrap());
 }

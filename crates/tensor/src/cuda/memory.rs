@@ -18,25 +18,65 @@ pub(crate) struct Buffer {
     bytes: usize,
 }
 
+/// Free blocks by size; every list is non-empty.
+pub(super) type Blocks = BTreeMap<usize, Vec<u64>>;
+
 /// Free blocks and what is counted.
 #[derive(Default)]
 pub(super) struct Pool {
-    /// By size; every list is non-empty.
-    free: BTreeMap<usize, Vec<u64>>,
+    free: Blocks,
+    /// While work is recorded: what it gave back, which nobody else may have as long as the record can be replayed.
+    apart: Option<Blocks>,
     free_bytes: usize,
     used_bytes: usize,
     peak_bytes: usize,
 }
 
+/// A block of at least `bytes` bytes and not much more.
+fn take(blocks: &mut Blocks, bytes: usize) -> Option<(u64, usize)> {
+    let (&size, list) = blocks.range_mut(bytes..=bytes + bytes / 8).next()?;
+    let address = list.pop()?;
+    if list.is_empty() {
+        blocks.remove(&size);
+    }
+    Some((address, size))
+}
+
 impl Pool {
     fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
-        let (&size, list) = self.free.range_mut(bytes..=bytes + bytes / 8).next()?;
-        let address = list.pop()?;
-        if list.is_empty() {
-            self.free.remove(&size);
+        if let Some(found) = self.apart.as_mut().and_then(|apart| take(apart, bytes)) {
+            return Some(found);
         }
+        let (address, size) = take(&mut self.free, bytes)?;
         self.free_bytes -= size;
         Some((address, size))
+    }
+
+    fn put(&mut self, address: u64, bytes: usize) {
+        match &mut self.apart {
+            Some(apart) => apart.entry(bytes).or_default().push(address),
+            None => {
+                self.free_bytes += bytes;
+                self.free.entry(bytes).or_default().push(address);
+            }
+        }
+    }
+
+    /// From now on blocks that are given back are kept apart.
+    pub(super) fn set_apart(&mut self) {
+        self.apart = Some(Blocks::new());
+    }
+
+    /// What was kept apart, which the caller owns; from now on blocks go back to all.
+    pub(super) fn take_apart(&mut self) -> Option<Blocks> {
+        self.apart.take()
+    }
+
+    /// Blocks that were kept apart are free for all again.
+    pub(super) fn give_back(&mut self, blocks: Blocks) {
+        for (bytes, list) in blocks {
+            list.into_iter().for_each(|address| self.put(address, bytes));
+        }
     }
 
     fn count(&mut self, bytes: usize) {
@@ -64,7 +104,7 @@ impl Gpu {
         let mut address = 0;
         // SAFETY: the result goes to a place of the right type.
         let mut result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
-        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY && !pool.free.is_empty() {
+        if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY && !pool.free.is_empty() && pool.apart.is_none() {
             self.synchronize()?;
             pool.free_bytes = 0;
             for block in std::mem::take(&mut pool.free).into_values().flatten() {
@@ -93,6 +133,11 @@ impl Gpu {
         Ok(address)
     }
 
+    /// Whether work is being recorded.
+    pub(super) fn records(&self) -> bool {
+        lock(&self.pool).apart.is_some()
+    }
+
     /// What the pool holds now.
     pub(crate) fn memory_use(&self) -> MemoryUse {
         let pool = lock(&self.pool);
@@ -114,7 +159,6 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut pool = lock(&self.gpu.pool);
         pool.used_bytes -= self.bytes;
-        pool.free_bytes += self.bytes;
-        pool.free.entry(self.bytes).or_default().push(self.address);
+        pool.put(self.address, self.bytes);
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod linear;
 mod memory;
 pub(crate) mod norm;
 mod peak;
+mod recording;
 pub(crate) mod shape;
 pub(crate) mod transfer;
 
@@ -23,6 +24,7 @@ pub(crate) use gpu::{Gpu, count, gpu};
 pub use kernels::set_kernel_cache;
 pub(crate) use memory::Buffer;
 pub(crate) use peak::measure_peak;
+pub(crate) use recording::{Recording, record};
 
 use crate::{DType, Result, Tensor};
 

@@ -38,6 +38,9 @@ fn upload<T>(gpu: &'static Gpu, dtype: DType, shape: &[usize], data: &[T]) -> Re
     if bytes == 0 {
         return Ok(out);
     }
+    if gpu.records() {
+        return Err(gpu.failed("recording", "numbers from the host would be the same at each replay"));
+    }
     // SAFETY: the tensor is as large as the data, as callers checked. The driver has copied pageable memory when it returns.
     gpu.check("copying to it", unsafe { sys::cuMemcpyHtoDAsync_v2(at, data.as_ptr().cast(), bytes, gpu.stream()) })?;
     Ok(out)
@@ -84,6 +87,13 @@ pub(crate) fn to_vec_f32(x: &Tensor) -> Result<Vec<f32>> {
         DType::F16 => download(x, f16::ZERO)?.to_f32_vec(),
         DType::BF16 => download(x, bf16::ZERO)?.to_f32_vec(),
     })
+}
+
+/// Puts the numbers of one tensor into another of the same type and size.
+pub(crate) fn overwrite(to: &Tensor, from: &Tensor) -> Result<()> {
+    let ((gpu, to), (_, at)) = (place(to)?, place(from)?);
+    // SAFETY: both tensors are of one type and size, as the caller checked.
+    unsafe { copy(gpu, to, at, from.len() * from.dtype().bytes()) }
 }
 
 /// Copies `bytes` from one place of the GPU to another that does not overlap.
