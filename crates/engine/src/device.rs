@@ -2,10 +2,17 @@
 
 use crate::request::{DeviceChoice, Precision};
 use crate::{Error, Result};
+use std::path::Path;
 use tensor::{DType, Device};
 
 /// Share of a GPU's free memory that a request's weights may take for `auto` to choose it.
 const SHARE: f64 = 0.8;
+
+/// Names the folder in which kernels that were compiled for a GPU are kept for the next process. Only the first call has
+/// an effect.
+pub fn keep_kernels_in(folder: &Path) {
+    tensor::set_kernel_cache(folder);
+}
 
 /// The device of a choice, opened, and a sentence for the user where `auto` passed a GPU over. `weights` are the bytes
 /// of the networks that are in memory at once.

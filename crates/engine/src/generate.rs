@@ -2,6 +2,7 @@
 
 use crate::event::{Event, Observer, Stage};
 use crate::plan::Plan;
+use crate::repeat::Repeated;
 use crate::request::{Request, Rng};
 use crate::samplers::{self, Driver};
 use crate::session::Session;
@@ -10,6 +11,7 @@ use crate::subject::Subject;
 use crate::text::{self, Text};
 use crate::{Error, Result, digest};
 use nets::{ControlNet, ControlNetContext, UNet, UNetContext, Vae};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -91,6 +93,7 @@ impl Session {
         }
         let subject = Subject::resolve(request, self.analyzer())?;
         let mut plan = Plan::resolve(request, &self.stack, subject.as_ref())?;
+        self.settle(plan.compute);
 
         clock.begin(Stage::Text, observe)?;
         let conditions = Conditions::new(&plan, subject.as_ref(), self)?;
@@ -98,12 +101,13 @@ impl Session {
 
         clock.begin(Stage::Load, observe)?;
         // The VAE too: small, and after the long work a damaged file would cost that work.
-        self.vae(&plan.compute.device)?;
+        self.vae(plan.compute)?;
         let opened = self.stack.opened();
         let roles = self.stack.files().clone();
         let (branch, identitynet) = plan.uses();
         self.denoisers(plan.compute, branch, identitynet)?;
         // Only now: reading gigabytes beside the loading would make it wait.
+        self.settle(plan.compute);
         let digests = start_digests(request, &self.stack);
         // All networks have been built by now, so what no network took is known.
         let unused = self.unused(&opened);
@@ -131,7 +135,7 @@ impl Session {
         self.release();
         clock.begin(Stage::Decode, observe)?;
         plan.fill_digests(&roles, digests.take())?;
-        take(decode(self.vae(&plan.compute.device)?, latent, plan.seeds[last])?, &plan)?;
+        take(decode(self.vae(plan.compute)?, latent, plan.seeds[last])?, &plan)?;
         self.release();
         let timings = clock.finish(plan.seeds.len() * plan.steps);
         let photos = subject.map(Subject::into_reports).unwrap_or_default();
@@ -242,6 +246,8 @@ struct Networks<'a> {
     factor: u32,
     ip_adapter_scale: f32,
     identitynet_scale: f32,
+    /// A step without IdentityNet and one with it.
+    steps: RefCell<[Repeated; 2]>,
 }
 
 impl<'a> Networks<'a> {
@@ -259,21 +265,42 @@ impl<'a> Networks<'a> {
             (Some(net), Some((tokens, hint))) => Some((net, net.context(tokens, text.added.as_ref(), hint)?)),
             _ => None,
         };
-        Ok(Networks { unet, vae, context, identitynet, latent_channels, factor, ip_adapter_scale, identitynet_scale })
+        Ok(Networks {
+            unet,
+            vae,
+            context,
+            identitynet,
+            latent_channels,
+            factor,
+            ip_adapter_scale,
+            identitynet_scale,
+            steps: RefCell::default(),
+        })
     }
 
     /// The guided prediction for a scaled latent `[1, h, w, c]` at a step.
     fn predict(&self, plan: &Plan, x: &Tensor, timestep: f32, identitynet_works: bool) -> Result<Tensor> {
         let x = if plan.guided { ops::repeat_rows(x, 2)? } else { x.clone() };
-        let residuals = match &self.identitynet {
-            Some((net, context)) if identitynet_works => {
-                Some(net.forward(&x, timestep, context, self.identitynet_scale)?)
-            }
-            _ => None,
-        };
-        let out = self.unet.forward(&x, timestep, &self.context, self.ip_adapter_scale, residuals.as_ref())?;
+        let beside = self.identitynet.as_ref().filter(|_| identitynet_works);
+        let mut inputs = vec![x, self.unet.time(timestep, &self.context)?];
+        if let Some((net, context)) = beside {
+            inputs.push(net.time(timestep, context)?);
+        }
+        let mut steps = self.steps.borrow_mut();
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        let out = steps[usize::from(beside.is_some())].call(plan.compute.device, &inputs, |inputs| {
+            let residuals = match beside {
+                Some((net, context)) => {
+                    Some(net.forward_at(&inputs[0], &inputs[2], context, self.identitynet_scale)?)
+                }
+                None => None,
+            };
+            let (x, temb) = (&inputs[0], &inputs[1]);
+            Ok(self.unet.forward_at(x, temb, &self.context, self.ip_adapter_scale, residuals.as_ref())?)
+        })?;
         if !plan.guided {
-            return Ok(out);
+            // The next step writes to the result's memory, and a sampler may still want this one.
+            return Ok(ops::scale(&out, 1.0)?);
         }
         // negative + guidance * (positive - negative), Ho and Salimans 2022
         let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);

@@ -27,6 +27,8 @@ mod text;
 pub mod samplers;
 pub mod schedule;
 
+mod repeat;
+
 pub mod bench;
 mod generate;
 
@@ -34,6 +36,7 @@ pub mod metadata;
 mod record;
 mod save;
 
+pub use device::keep_kernels_in;
 pub use error::{Error, Result};
 pub use event::{Event, Observer, Stage};
 pub use files::write_atomically;

@@ -54,7 +54,8 @@ pub struct Plan {
     pub identity: Option<IdentityPlan>,
     /// Device.
     pub device: String,
-    /// Numbers of the denoising networks; text encoders, Resampler and VAE compute in f32.
+    /// Numbers of the denoising networks; text encoders and Resampler compute in f32, the VAE too, but in bf16 beside
+    /// 16-bit networks on a GPU.
     pub precision: String,
     /// Model files by role, with SHA-256 where known by now.
     pub models: BTreeMap<String, ModelRecord>,
@@ -70,6 +71,17 @@ pub struct Plan {
 pub(crate) struct Compute {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+}
+
+impl Compute {
+    /// The VAE's numbers: f32 on the CPU, as its last layers decide what 8 bits show; bf16 on a GPU that computes in 16
+    /// bits, where f32 takes ten times as long, and f16 overflows in SDXL's own.
+    pub(crate) fn vae_dtype(self) -> DType {
+        match self.device {
+            Device::Cuda(_) if self.dtype != DType::F32 => DType::BF16,
+            _ => DType::F32,
+        }
+    }
 }
 
 /// How the face is used.

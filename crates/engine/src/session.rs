@@ -63,6 +63,17 @@ impl Session {
         }
     }
 
+    /// Drops what was built for another device or for other numbers.
+    pub(crate) fn settle(&mut self, compute: Compute) {
+        if let Some(built) = self.compute.replace(compute).filter(|built| *built != compute) {
+            (self.unet, self.identitynet, self.vae) = (None, None, None);
+            if built.device != compute.device {
+                self.resampler = None;
+                self.text.iter_mut().for_each(|encoder| *encoder = None);
+            }
+        }
+    }
+
     /// Where the face networks go when the first photo needs them.
     pub(crate) fn analyzer(&mut self) -> &mut Option<FaceAnalyzer> {
         &mut self.analyzer
@@ -92,10 +103,7 @@ impl Session {
         branch: bool,
         identitynet: bool,
     ) -> Result<(&UNet, Option<&ControlNet>, &Vae)> {
-        if self.compute.is_some_and(|built| built != compute) {
-            (self.unet, self.identitynet) = (None, None);
-        }
-        self.compute = Some(compute);
+        self.settle(compute);
         // A kept UNet has the branch from the start, as a later request may want it; weight 0 costs it nothing.
         let branch = branch || (self.keep && self.stack.has_identity());
         let Session { stack, unet, identitynet: net, vae, .. } = self;
@@ -107,12 +115,13 @@ impl Session {
             true => Some(built(net, || stack.identitynet(compute))?),
             false => None,
         };
-        Ok((unet, net, built(vae, || stack.vae(&compute.device))?))
+        Ok((unet, net, built(vae, || stack.vae(compute))?))
     }
 
-    pub(crate) fn vae(&mut self, device: &Device) -> Result<&Vae> {
+    pub(crate) fn vae(&mut self, compute: Compute) -> Result<&Vae> {
+        self.settle(compute);
         let Session { stack, vae, .. } = self;
-        built(vae, || stack.vae(device))
+        built(vae, || stack.vae(compute))
     }
 
     /// Sentences about tensors that no network took; none while a network that would take some is still to be built.

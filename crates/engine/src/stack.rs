@@ -324,9 +324,9 @@ impl Stack {
         Ok(ControlNet::load(&part.weights.root(), &identitynet_config(part)?, &compute.device, compute.dtype)?)
     }
 
-    /// Builds the decoder, in f32: its last layers decide what 8 bits show.
-    pub(crate) fn vae(&self, device: &Device) -> Result<Vae> {
-        Ok(Vae::load(&self.vae.weights.root(), &self.vae_config, device, DType::F32)?)
+    /// Builds the decoder in the numbers of [`Compute::vae_dtype`].
+    pub(crate) fn vae(&self, compute: Compute) -> Result<Vae> {
+        Ok(Vae::load(&self.vae.weights.root(), &self.vae_config, &compute.device, compute.vae_dtype())?)
     }
 
     /// The shapes of all networks.

@@ -264,6 +264,28 @@ impl ControlNet {
         context: &ControlNetContext,
         scale: f32,
     ) -> Result<Residuals> {
+        self.forward_at(latent, &self.time(timestep, context)?, context, scale)
+    }
+
+    /// The time embedding of a step, `[b, time]`: all of [`ControlNet::forward`] that brings numbers from the host.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn time(&self, timestep: f32, context: &ControlNetContext) -> Result<Tensor> {
+        self.encoder.time(timestep, &context.context)
+    }
+
+    /// As [`ControlNet::forward`] with the embedding that [`ControlNet::time`] gave.
+    ///
+    /// # Errors
+    /// As [`ControlNet::forward`].
+    pub fn forward_at(
+        &self,
+        latent: &Tensor,
+        temb: &Tensor,
+        context: &ControlNetContext,
+        scale: f32,
+    ) -> Result<Residuals> {
         let ControlNetContext { context, hint } = context;
         if hint.shape().get(1..3) != latent.shape().get(1..3) {
             let expected =
@@ -275,8 +297,7 @@ impl ControlNet {
             let expected = format!("{}: the context must be of the same ControlNet", down.len() + mid.len());
             return Err(input(MODEL, "the number of cross-attentions in the context", context.keys.len(), expected));
         }
-        let temb = self.encoder.time(timestep, context)?;
-        let step = Step { temb: &temb, keys: &context.keys, identity_scale: 0.0 };
+        let step = Step { temb, keys: &context.keys, identity_scale: 0.0 };
         let x = self.encoder.enter(latent, context, Some(hint))?;
         let (kept, x) = self.encoder.forward(x, step)?;
         let down = kept.iter().zip(&self.controlnet_down_blocks);

@@ -177,14 +177,37 @@ impl UNet {
         identity_scale: f32,
         residuals: Option<&Residuals>,
     ) -> Result<Tensor> {
+        let temb = self.time(timestep, context)?;
+        self.forward_at(latent, &temb, context, identity_scale, residuals)
+    }
+
+    /// The time embedding of a step, `[b, time]`: all of [`UNet::forward`] that brings numbers from the host.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn time(&self, timestep: f32, context: &UNetContext) -> Result<Tensor> {
+        self.encoder.time(timestep, &context.0)
+    }
+
+    /// As [`UNet::forward`] with the embedding that [`UNet::time`] gave.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn forward_at(
+        &self,
+        latent: &Tensor,
+        temb: &Tensor,
+        context: &UNetContext,
+        identity_scale: f32,
+        residuals: Option<&Residuals>,
+    ) -> Result<Tensor> {
         let context = &context.0;
         let cross_attentions = self.cross_attentions().len();
         if context.keys.len() != cross_attentions {
             let expected = format!("{cross_attentions}: the context must be of the same UNet");
             return Err(input(MODEL, "the number of cross-attentions in the context", context.keys.len(), expected));
         }
-        let temb = self.encoder.time(timestep, context)?;
-        let step = Step { temb: &temb, keys: &context.keys, identity_scale };
+        let step = Step { temb, keys: &context.keys, identity_scale };
         let x = self.encoder.enter(latent, context, None)?;
         let (mut kept, mut x) = self.encoder.forward(x, step)?;
         if let Some(residuals) = residuals.filter(|residuals| residuals.scale != 0.0) {

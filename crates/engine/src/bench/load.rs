@@ -29,7 +29,7 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
 
     let (text_ms, ()) = timed(|| text(&stack, compute))?;
     let (identity_ms, ()) = timed(|| identity(&stack, compute))?;
-    let (vae_ms, vae) = timed(|| stack.vae(&compute.device))?;
+    let (vae_ms, vae) = timed(|| stack.vae(compute))?;
     let (unet_ms, unet) = timed(|| stack.unet(compute, stack.has_identity()))?;
     let (net_ms, net) = timed(|| stack.has_identitynet().then(|| stack.identitynet(compute)).transpose())?;
     let inputs = Inputs::new(&shapes, size, compute)?;

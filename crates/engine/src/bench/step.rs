@@ -2,8 +2,10 @@
 
 use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed, values};
 use crate::plan::Compute;
+use crate::repeat::Repeated;
 use crate::{Result, memory};
 use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
+use std::cell::RefCell;
 use tensor::{Tensor, ops};
 use weights::Weights;
 
@@ -58,6 +60,7 @@ pub(super) struct Inputs {
     added: Option<Added>,
     hint: Tensor,
     latent: Tensor,
+    repeated: RefCell<Repeated>,
 }
 
 /// UNet, and IdentityNet where there is one.
@@ -87,6 +90,7 @@ impl Inputs {
             identity: of(&[BATCH, IDENTITY_TOKENS, encoder.cross_attention_dim])?,
             hint: of(&[1, height as usize, width as usize, shapes.identitynet.conditioning_channels])?,
             latent: of(&[BATCH, h, w, encoder.in_channels])?,
+            repeated: RefCell::default(),
             added,
         })
     }
@@ -97,10 +101,21 @@ impl Inputs {
         Ok((unet.context(&self.text, identity, self.added.as_ref())?, net))
     }
 
+    /// A step as a generation does it: always of the same networks and contexts.
     pub(super) fn step(&self, (unet, net): Nets, (context, beside): &Contexts) -> Result<Tensor> {
         let beside = net.zip(beside.as_ref());
-        let residuals = beside.map(|(net, context)| net.forward(&self.latent, 500.0, context, 0.8)).transpose()?;
-        let out = unet.forward(&self.latent, 500.0, context, 0.8, residuals.as_ref())?;
+        let mut embedded = vec![unet.time(500.0, context)?];
+        if let Some((net, context)) = beside {
+            embedded.push(net.time(500.0, context)?);
+        }
+        let inputs: Vec<&Tensor> = std::iter::once(&self.latent).chain(&embedded).collect();
+        let out = self.repeated.borrow_mut().call(*self.latent.device(), &inputs, |inputs| {
+            let at = |(net, context): (&ControlNet, &ControlNetContext)| {
+                net.forward_at(&inputs[0], &inputs[2], context, 0.8)
+            };
+            let residuals = beside.map(at).transpose()?;
+            Ok(unet.forward_at(&inputs[0], &inputs[1], context, 0.8, residuals.as_ref())?)
+        })?;
         let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
         Ok(ops::combine(&[(-4.0, &negative), (5.0, &positive)])?)
     }
