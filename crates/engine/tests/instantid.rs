@@ -165,14 +165,23 @@ fn several_pictures_are_the_single_ones() {
 }
 
 #[test]
-fn bf16_stays_near() {
+fn sixteen_bits_stay_near() {
     let (mut request, _) = first();
-    let exact = saved_latent(&run(&request));
-    request.precision = Precision::Bf16;
-    let near = saved_latent(&run(&request));
-    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let error = norm(&mut exact.iter().zip(&near).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied());
-    assert!(error < 0.1, "relative error {error}");
+    let exact = run(&request);
+    let gpu = exact.plan.device != "cpu";
+    let precisions = [(Precision::Bf16, 0.1), (Precision::F16, 0.02)];
+    for (precision, limit) in precisions.into_iter().take(if gpu { 2 } else { 1 }) {
+        request.precision = precision;
+        let near = run(&request);
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let (a, b) = (saved_latent(&exact), saved_latent(&near));
+        let error = norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied());
+        let pixels = exact.pictures[0].rgb.iter().zip(&near.pictures[0].rgb);
+        let square: f64 = pixels.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+        let psnr = 10.0 * (255.0f64.powi(2) / (square / exact.pictures[0].rgb.len() as f64).max(1e-9)).log10();
+        println!("{precision:?} beside f32: latent {error:.1e}, picture {psnr:.1} dB");
+        assert!(error < limit, "{precision:?}: relative error {error}");
+    }
 }
 
 #[test]

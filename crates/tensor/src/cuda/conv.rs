@@ -5,7 +5,7 @@ use super::gpu::{Gpu, lock};
 use super::kernels::Family;
 use super::linear::Layer;
 use super::{fresh, libraries, linear, place, shape};
-use crate::ops::{ConvOptions, Fused};
+use crate::ops::{Activation, ConvOptions, Fused};
 use crate::{DType, Result, Tensor};
 use cudarc::cudnn::sys as dnn;
 use cudarc::driver::sys;
@@ -58,9 +58,16 @@ pub(crate) fn forward(
             padding: [top, left],
             dtype: x.dtype(),
         };
-        if gpu.convolve(key, &enlarged, &layer.weight, &y)? {
-            finish(&y, &after)?;
-            return Ok(y);
+        // Without activation and channel sum the convolution adds bias and residual itself.
+        let plain = fused.activation == Activation::None && fused.channel_add.is_none();
+        let bias = layer.narrow.as_ref().filter(|_| plain);
+        match gpu.convolve(key, &enlarged, &layer.weight, bias.map(|bias| (bias, fused.residual)), &y)? {
+            Done::Whole => return Ok(y),
+            Done::Product => {
+                finish(&y, &after)?;
+                return Ok(y);
+            }
+            Done::Nothing => {}
         }
     }
     let window = [h, w, c, seen[0], seen[1], kernel[0], kernel[1], out[0], out[1], options.stride, top, left];
@@ -114,8 +121,20 @@ struct Key {
     dtype: DType,
 }
 
+/// What of a convolution was done.
+enum Done {
+    Nothing,
+    Product,
+    /// Bias and residual too.
+    Whole,
+}
+
 /// Descriptions and the algorithm of one convolution.
 struct Plan {
+    /// Whether bias and residual can be added in the same launch; false once that was refused.
+    fuses: bool,
+    bias: dnn::cudnnTensorDescriptor_t,
+    identity: dnn::cudnnActivationDescriptor_t,
     x: dnn::cudnnTensorDescriptor_t,
     weight: dnn::cudnnFilterDescriptor_t,
     convolution: dnn::cudnnConvolutionDescriptor_t,
@@ -181,6 +200,8 @@ impl Dnn {
         };
         let x = tensor([key.b, key.h, key.w, key.c])?;
         let y = tensor([key.b, key.out[0], key.out[1], key.n])?;
+        let bias = tensor([1, 1, 1, key.n])?;
+        let mut identity = std::ptr::null_mut();
         let (mut weight, mut convolution) = (std::ptr::null_mut(), std::ptr::null_mut());
         let [kh, kw] = key.kernel;
         let stride = size(key.stride)?;
@@ -240,15 +261,28 @@ impl Dnn {
                 algorithm,
                 &mut workspace,
             ))?;
-            Some(Plan { x, weight, convolution, y, algorithm, workspace })
+            ok(dnn::cudnnCreateActivationDescriptor(&mut identity))?;
+            let none = dnn::cudnnActivationMode_t::CUDNN_ACTIVATION_IDENTITY;
+            let nan = dnn::cudnnNanPropagation_t::CUDNN_PROPAGATE_NAN;
+            ok(dnn::cudnnSetActivationDescriptor(identity, none, nan, 0.0))?;
+            // The only algorithm for which the library takes no activation.
+            let fuses = algorithm == dnn::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
+            Some(Plan { fuses, bias, identity, x, weight, convolution, y, algorithm, workspace })
         }
     }
 }
 
 impl Gpu {
-    /// `y = x * weight`; false where cuDNN is not there or does not take it, and nothing was done.
-    fn convolve(&'static self, key: Key, x: &Tensor, weight: &Tensor, y: &Tensor) -> Result<bool> {
-        let Some(dnn) = &self.dnn else { return Ok(false) };
+    /// `y = x * weight`, and bias and residual where they are given and the library adds them.
+    fn convolve(
+        &'static self,
+        key: Key,
+        x: &Tensor,
+        weight: &Tensor,
+        after: Option<(&Tensor, Option<&Tensor>)>,
+        y: &Tensor,
+    ) -> Result<Done> {
+        let Some(dnn) = &self.dnn else { return Ok(Done::Nothing) };
         self.bind()?;
         let ((_, from), (_, filter), (_, to)) = (place(x)?, place(weight)?, place(y)?);
         let mut dnn = lock(dnn);
@@ -256,32 +290,67 @@ impl Gpu {
             let plan = dnn.plan(key);
             dnn.plans.insert(key, plan);
         }
-        let Some(Some(plan)) = dnn.plans.get(&key) else { return Ok(false) };
+        let handle = dnn.handle;
+        let Some(Some(plan)) = dnn.plans.get_mut(&key) else { return Ok(Done::Nothing) };
         // Back in the pool as soon as the convolution was launched: what runs later runs after it.
         let workspace = self.allocate(plan.workspace)?;
+        let scratch = workspace.address() as *mut c_void;
         let (one, zero) = (1f32, 0f32);
-        // SAFETY: the descriptions were made from these tensors' sizes, the workspace has the size asked for.
-        let done = unsafe {
+        let (one, zero) = ((&raw const one).cast::<c_void>(), (&raw const zero).cast::<c_void>());
+        if let Some((bias, residual)) = after.filter(|_| plan.fuses) {
+            let (bias, residual) = (place(bias)?.1, residual.map(place).transpose()?.map(|(_, at)| at));
+            // SAFETY: the descriptions were made from these tensors' sizes, which the caller compared, and the
+            // workspace has the size asked for; with a factor of zero the residual is not read.
+            let status = unsafe {
+                dnn::cudnnConvolutionBiasActivationForward(
+                    handle,
+                    one,
+                    plan.x,
+                    from as *const c_void,
+                    plan.weight,
+                    filter as *const c_void,
+                    plan.convolution,
+                    plan.algorithm,
+                    scratch,
+                    plan.workspace,
+                    if residual.is_some() { one } else { zero },
+                    plan.y,
+                    residual.unwrap_or(to) as *const c_void,
+                    plan.bias,
+                    bias as *const c_void,
+                    plan.identity,
+                    plan.y,
+                    to as *mut c_void,
+                )
+            };
+            if ok(status).is_some() {
+                return Ok(Done::Whole);
+            }
+            plan.fuses = false;
+        }
+        // SAFETY: as above.
+        let status = unsafe {
             dnn::cudnnConvolutionForward(
-                dnn.handle,
-                (&raw const one).cast(),
+                handle,
+                one,
                 plan.x,
                 from as *const c_void,
                 plan.weight,
                 filter as *const c_void,
                 plan.convolution,
                 plan.algorithm,
-                workspace.address() as *mut c_void,
+                scratch,
                 plan.workspace,
-                (&raw const zero).cast(),
+                zero,
                 plan.y,
                 to as *mut c_void,
-            ) == dnn::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+            )
         };
-        if !done {
+        if ok(status).is_none() {
             // Refused after all; the own kernel takes it, now and later.
             dnn.plans.insert(key, None);
+            return Ok(Done::Nothing);
         }
-        Ok(done)
+        Ok(Done::Product)
     }
 }

@@ -14,7 +14,7 @@ use std::ffi::c_void;
 pub(crate) struct Layer {
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,
-    narrow: Option<Tensor>,
+    pub(super) narrow: Option<Tensor>,
 }
 
 impl Layer {
