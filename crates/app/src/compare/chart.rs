@@ -31,13 +31,6 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-impl Line {
-    /// Where the name of a level stands: just above it.
-    fn name_height(&self) -> f32 {
-        self.points.first().map_or(BOTTOM, |point| Chart::y(point.1)) - 8.0
-    }
-}
-
 /// One measure against the weight.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Chart {
@@ -111,6 +104,17 @@ impl Chart {
         self.lines.iter().filter(|line| !line.dashed)
     }
 
+    /// Where the name of a level stands: above it or below, where fewer curves pass.
+    fn name_height(&self, level: &Line) -> f32 {
+        let at = level.points.first().map_or(BOTTOM, |point| Chart::y(point.1));
+        let passing = |middle: f32| {
+            let points = self.curves().flat_map(|line| &line.points).filter(|point| point.0 > 0.6 * self.most);
+            points.filter(|point| (Chart::y(point.1) - middle).abs() < 18.0).count()
+        };
+        let (above, below) = (at - 8.0, at + 24.0);
+        if passing(below - 7.0) < passing(above - 7.0) { below } else { above }
+    }
+
     /// The weights at which something was measured.
     fn scales(&self) -> Vec<f64> {
         let mut all: Vec<f64> = self.curves().flat_map(|line| line.points.iter().map(|p| p.0)).collect();
@@ -162,7 +166,7 @@ impl Chart {
                 );
             }
             if line.dashed {
-                let y = line.name_height();
+                let y = self.name_height(line);
                 let _ = write!(
                     svg,
                     "<text x=\"{RIGHT}\" y=\"{y:.1}\" text-anchor=\"end\" opacity=\".75\">{}</text>",
@@ -221,7 +225,7 @@ impl Chart {
         put(on, TEXT, self.across, LEFT, BOTTOM + 56.0);
         for line in self.lines.iter().filter(|line| line.dashed) {
             let letters = Letters { color: line.color, ..TEXT };
-            put(on, letters, &line.name, RIGHT - letters.width(&line.name) as f32, line.name_height());
+            put(on, letters, &line.name, RIGHT - letters.width(&line.name) as f32, self.name_height(line));
         }
         for (i, line) in self.curves().enumerate() {
             let (x, y) = legend(i);
@@ -291,6 +295,9 @@ mod tests {
         }
         assert_eq!(color(0.6, 0.9), [255; 3]);
         let svg = chart.svg();
+        let level = |value: f64| Line { dashed: true, points: vec![(0.0, value)], ..chart.lines[0].clone() };
+        assert!(chart.name_height(&level(0.2)) < Chart::y(0.2), "above its level");
+        assert!(chart.name_height(&level(0.95)) > Chart::y(0.95), "below it, where a curve passes above");
         assert!(svg.contains("<title>0.500</title>") && svg.contains(">0.6</text>") && svg.ends_with("</svg>"));
     }
 }

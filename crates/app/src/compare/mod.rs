@@ -140,9 +140,10 @@ fn make(
     let mine: Vec<Cell> = cells.iter().copied().filter(|cell| args.shard.is_none_or(|s| s.has(cell.row))).collect();
     let missing: Vec<Cell> =
         mine.iter().copied().filter(|cell| journal.get(&path(comparison, *cell)).is_none()).collect();
-    if missing.len() < mine.len() {
-        let there = mine.len() - missing.len();
-        output::say(&format!("{there} of {} pictures are there already; going on with the rest", mine.len()));
+    match mine.len() - missing.len() {
+        0 => {}
+        there if missing.is_empty() => output::say(&format!("all {there} pictures are there already")),
+        there => output::say(&format!("{there} of {} pictures are there already; going on with the rest", mine.len())),
     }
     let mut told = BTreeSet::new();
     let bar = output::bar(mine.len() as u64, false);

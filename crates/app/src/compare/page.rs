@@ -30,7 +30,7 @@ white-space:normal;min-width:11rem;max-width:20rem;font-weight:400;color:var(--s
 article{margin:0 0 1.5rem}article p{margin:.2rem 0 .4rem}.row{display:grid;gap:.5rem;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr))}\
 .row figure{margin:0;background:var(--shade);border-radius:6px;overflow:hidden}.row img{width:100%;height:auto;display:block}\
 .row figcaption{padding:.25rem .45rem .4rem;font-size:.85rem;line-height:1.35}.row .given{outline:3px solid var(--mark);outline-offset:-3px}\
-.row .control figcaption{color:var(--soft)}.empty{display:flex;aspect-ratio:1;align-items:center;justify-content:center;color:var(--soft)}";
+.row .control figcaption{color:var(--soft)}@media(max-width:40rem){tbody th small{display:none}th,td{padding:.3rem .45rem}}.empty{display:flex;aspect-ratio:1;align-items:center;justify-content:center;color:var(--soft)}";
 
 /// The whole page.
 pub(crate) fn page(
@@ -51,7 +51,7 @@ pub(crate) fn page(
         charts.iter().for_each(|chart| html.push_str(&format!("<figure>{}</figure>", chart.svg())));
         html.push_str("</div>\n");
     }
-    meanings(&mut html, made);
+    meanings(&mut html, comparison, made);
     let none = BTreeMap::new();
     by_key(&mut html, "SimRef by style", &made.summaries, |summary| &summary.sim_ref_by_style, &none);
     let read = &made.reality.text_by_attribute;
@@ -107,10 +107,14 @@ fn summary_table(html: &mut String, made: &Made) {
         let _ = write!(html, "<th title=\"{}\">{}</th>", head.meaning, head.name);
     }
     html.push_str("</tr></thead>\n<tbody>\n");
+    let mut before = "";
     for summary in &made.summaries {
         let class = if summary.control { " class=\"control\"" } else { "" };
         let (title, about) = (escaped(&summary.title), escaped(summary.about));
-        let _ = write!(html, "<tr{class}><th>{title} <small>{about}</small></th>");
+        // Said once of a method at several weights.
+        let about = if summary.method == before { String::new() } else { format!(" <small>{about}</small>") };
+        before = summary.method;
+        let _ = write!(html, "<tr{class}><th>{title}{about}</th>");
         for head in &heads {
             let value = (head.of)(summary);
             let is_best = !summary.control && value.is_some() && value == best(&made.summaries, head);
@@ -138,8 +142,19 @@ fn summary_table(html: &mut String, made: &Made) {
     }
 }
 
-fn meanings(html: &mut String, made: &Made) {
-    html.push_str("<details open><summary>What the numbers mean</summary>\n<dl>\n");
+fn meanings(html: &mut String, comparison: &Comparison, made: &Made) {
+    html.push_str("<details open><summary>What the methods and numbers are</summary>\n<dl>\n");
+    let mut methods: Vec<(&str, &str)> = Vec::new();
+    for column in &comparison.columns {
+        let method = (column.method.title, column.method.about);
+        if methods.last() != Some(&method) {
+            methods.push(method);
+        }
+    }
+    for (title, about) in methods {
+        let _ = writeln!(html, "<dt>{}</dt><dd>{}</dd>", escaped(title), escaped(about));
+    }
+    html.push_str("</dl>\n<dl>\n");
     let heads = measured(&made.summaries);
     for head in &heads {
         let better = if head.better.is_empty() { String::new() } else { format!("; <i>{}</i>", head.better) };

@@ -91,7 +91,7 @@ pub(crate) const HEADS: [Head; 10] = [
     Head {
         name: "found",
         meaning: "share in which the stack's detector finds a face; in the others the keypoints asked for are used",
-        better: "more is better",
+        better: "",
         of: |s| Some(s.found as f64 / s.pictures.max(1) as f64),
         real: |_| None,
         digits: 2,
@@ -99,7 +99,7 @@ pub(crate) const HEADS: [Head; 10] = [
     Head {
         name: "seconds",
         meaning: "time of making a picture",
-        better: "less is better",
+        better: "",
         of: |s| s.seconds,
         real: |_| None,
         digits: 1,
@@ -109,7 +109,13 @@ pub(crate) const HEADS: [Head; 10] = [
 impl Head {
     /// A number as it is written.
     pub(crate) fn text(&self, value: Option<f64>) -> String {
-        value.map_or_else(|| "-".into(), |value| format!("{value:.*}", self.digits))
+        let Some(value) = value else { return "-".into() };
+        let text = format!("{value:.*}", self.digits);
+        // A zero has no sign.
+        match text.strip_prefix('-') {
+            Some(zero) if zero.chars().all(|c| matches!(c, '0' | '.')) => zero.into(),
+            _ => text,
+        }
     }
 }
 
@@ -154,4 +160,23 @@ pub(crate) fn tell(made: &Made) -> Result<(), Fault> {
         line(&summary.title, &|head| head.text((head.of)(summary)))?;
     }
     line(OWN, &|head| head.text((head.real)(&made.reality)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_with_the_digits_that_mean_something() {
+        let head = |name: &str| HEADS.iter().find(|head| head.name == name).unwrap();
+        for (name, value, text) in [
+            ("SimRef", Some(0.2966), "0.297"),
+            ("copy-paste", Some(-0.0004), "0.000"),
+            ("copy-paste", Some(-0.0006), "-0.001"),
+            ("pictures", Some(24.0), "24"),
+            ("text", None, "-"),
+        ] {
+            assert_eq!(head(name).text(value), text, "{name}");
+        }
+    }
 }
