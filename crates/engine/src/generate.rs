@@ -11,9 +11,9 @@ use crate::subject::Subject;
 use crate::text::{self, Text};
 use crate::{Error, Result, digest};
 use nets::{ControlNet, ControlNetContext, UNet, UNetContext, Vae};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use tensor::random::{Generator, Source};
 use tensor::{DType, Device, Tensor, ops};
@@ -247,7 +247,7 @@ struct Networks<'a> {
     ip_adapter_scale: f32,
     identitynet_scale: f32,
     /// A step without IdentityNet and one with it.
-    steps: RefCell<[Repeated; 2]>,
+    steps: Mutex<[Repeated; 2]>,
 }
 
 impl<'a> Networks<'a> {
@@ -259,10 +259,14 @@ impl<'a> Networks<'a> {
         let (branch, identitynet) = plan.uses();
         let (unet, net, vae) = session.denoisers(plan.compute, branch, identitynet)?;
         let tokens = identity.as_ref().map(|(tokens, _)| tokens);
-        let mut context = unet.context(&text.tokens, tokens.filter(|_| branch), text.added.as_ref())?;
+        let device = plan.compute.device;
+        let tokens_in_use = tokens.filter(|_| branch);
+        let mut context = device.run(|| unet.context(&text.tokens, tokens_in_use, text.added.as_ref()))?;
         unet.set_guidance(&mut context, plan.guidance as f32)?;
         let identitynet = match (net, identity) {
-            (Some(net), Some((tokens, hint))) => Some((net, net.context(tokens, text.added.as_ref(), hint)?)),
+            (Some(net), Some((tokens, hint))) => {
+                Some((net, device.run(|| net.context(tokens, text.added.as_ref(), hint))?))
+            }
             _ => None,
         };
         Ok(Networks {
@@ -274,7 +278,7 @@ impl<'a> Networks<'a> {
             factor,
             ip_adapter_scale,
             identitynet_scale,
-            steps: RefCell::default(),
+            steps: Mutex::default(),
         })
     }
 
@@ -286,7 +290,7 @@ impl<'a> Networks<'a> {
         if let Some((net, context)) = beside {
             inputs.push(net.time(timestep, context)?);
         }
-        let mut steps = self.steps.borrow_mut();
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
         let out = steps[usize::from(beside.is_some())].call(plan.compute.device, &inputs, |inputs| {
             let residuals = match beside {
@@ -315,7 +319,10 @@ fn denoise(plan: &Plan, networks: &Networks, image: usize, observe: &mut Observe
     let mut noise = Noise::new(plan, networks, plan.seeds[image]);
     let first = noise.draw()?;
     let mut driver = Driver {
-        model: &mut |step, x, timestep| networks.predict(plan, x, timestep, plan.identitynet_works(step, total)),
+        model: &mut |step, x, timestep| {
+            let identitynet_works = plan.identitynet_works(step, total);
+            plan.compute.device.run(|| networks.predict(plan, x, timestep, identitynet_works))
+        },
         noise: &mut || noise.draw(),
         observer: &mut |step| {
             observe(Event::Step { image, images: plan.seeds.len(), step: step.index + 1, steps: total })
@@ -354,10 +361,10 @@ impl Noise {
 pub(crate) fn decode_latent(vae: &Vae, latent: &Tensor) -> Result<Tensor> {
     let scaled = vae.to_decoder(latent)?;
     let pixels = (latent.dim(1) * latent.dim(2) * vae.config().zoom().pow(2)) as u64;
-    Ok(match pixels > UNTILED_PIXELS {
-        true => vae.decode_tiled(&scaled, TILE.0, TILE.1)?,
-        false => vae.decode(&scaled)?,
-    })
+    Ok(latent.device().run(|| match pixels > UNTILED_PIXELS {
+        true => vae.decode_tiled(&scaled, TILE.0, TILE.1),
+        false => vae.decode(&scaled),
+    })?)
 }
 
 /// A latent to its picture.

@@ -56,7 +56,7 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
     let latent = pixels / u64::from(stack.vae_factor()).pow(2);
     let halves = if plan.guided { 2 } else { 1 };
     let weights = stack.parameters(plan.identity.is_some()) as u64 * bytes(plan.compute.dtype);
-    let decode = decode(vae, pixels);
+    let decode = decode(vae, pixels, plan.compute.vae_dtype());
     // Of several pictures all but the last are decoded beside the denoising networks.
     let beside_decode = if plan.seeds.len() > 1 { decode } else { 0 };
     let denoise = weights + step(&unet.encoder, beside, halves * latent, plan.compute.dtype).max(beside_decode);
@@ -83,13 +83,13 @@ pub(crate) fn step(encoder: &EncoderConfig, beside: bool, pixels: u64, dtype: DT
     (kept * if beside { 2 } else { 1 } + joined) * bytes(dtype)
 }
 
-/// Activations of the decoder in f32, and the picture as it leaves it.
-pub(crate) fn decode(vae: &VaeConfig, pixels: u64) -> u64 {
+/// Activations of the decoder, and the picture as it leaves it.
+pub(crate) fn decode(vae: &VaeConfig, pixels: u64, dtype: DType) -> u64 {
     let tile = (TILE.0 * vae.zoom()) as u64;
     let at_once = if pixels > UNTILED_PIXELS { pixels.min(tile * tile) } else { pixels };
     // The last level takes the width of the one before it, and gives its own.
     let widths = vae.block_out_channels.iter().take(2).map(|c| *c as u64).sum::<u64>();
-    (at_once * widths + pixels * 2 * 3) * bytes(DType::F32)
+    at_once * widths * bytes(dtype) + pixels * 2 * 3 * bytes(DType::F32)
 }
 
 pub(crate) fn bytes(dtype: DType) -> u64 {

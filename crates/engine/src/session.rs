@@ -15,7 +15,7 @@ pub struct Session {
     pub(crate) stack: Stack,
     models: ModelPaths,
     keep: bool,
-    /// With what the denoising networks were built.
+    /// With what the denoising networks and the VAE were built.
     compute: Option<Compute>,
     analyzer: Option<FaceAnalyzer>,
     text: Vec<Option<ClipText>>,

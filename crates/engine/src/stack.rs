@@ -311,22 +311,28 @@ impl Stack {
 
     /// Builds the UNet, with the identity branch if asked for.
     pub(crate) fn unet(&self, compute: Compute, identity_branch: bool) -> Result<UNet> {
-        let mut unet = UNet::load(&self.unet.weights.root(), &self.unet_config, &compute.device, compute.dtype)?;
-        if let Some(adapter) = self.adapter.as_ref().filter(|_| identity_branch) {
-            unet.attach_identity(&adapter.ip_adapter.root())?;
-        }
-        Ok(unet)
+        compute.device.run(|| {
+            let mut unet = UNet::load(&self.unet.weights.root(), &self.unet_config, &compute.device, compute.dtype)?;
+            if let Some(adapter) = self.adapter.as_ref().filter(|_| identity_branch) {
+                unet.attach_identity(&adapter.ip_adapter.root())?;
+            }
+            Ok(unet)
+        })
     }
 
     /// Builds IdentityNet.
     pub(crate) fn identitynet(&self, compute: Compute) -> Result<ControlNet> {
         let Some(part) = &self.identitynet else { return Error::refused("there is no IdentityNet") };
-        Ok(ControlNet::load(&part.weights.root(), &identitynet_config(part)?, &compute.device, compute.dtype)?)
+        let config = identitynet_config(part)?;
+        let load = || ControlNet::load(&part.weights.root(), &config, &compute.device, compute.dtype);
+        Ok(compute.device.run(load)?)
     }
 
     /// Builds the decoder in the numbers of [`Compute::vae_dtype`].
     pub(crate) fn vae(&self, compute: Compute) -> Result<Vae> {
-        Ok(Vae::load(&self.vae.weights.root(), &self.vae_config, &compute.device, compute.vae_dtype())?)
+        let Compute { device, .. } = compute;
+        let load = || Vae::load(&self.vae.weights.root(), &self.vae_config, &device, compute.vae_dtype());
+        Ok(device.run(load)?)
     }
 
     /// The shapes of all networks.

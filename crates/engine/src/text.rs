@@ -78,7 +78,7 @@ fn encode_together(encoder: &ClipText, prompts: &[&Chunks], penultimate: bool) -
             encoder.config().max_position_embeddings
         ));
     }
-    let out = encoder.forward(&ids, usize::from(penultimate))?;
+    let out = encoder.device().run(|| encoder.forward(&ids, usize::from(penultimate)))?;
     let all = if penultimate { out.hidden } else { out.last };
     let mut row = 0;
     let one = |chunks: &&Chunks| {

@@ -100,6 +100,11 @@ impl ClipText {
         })
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        *self.token_embedding.device()
+    }
+
     /// The configuration it was built with.
     pub fn config(&self) -> &ClipTextConfig {
         &self.config

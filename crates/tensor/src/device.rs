@@ -72,6 +72,17 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Runs work of many operators where they are started best: for the CPU on one of its own threads. From any other
+    /// thread each operator is handed over and waited for, which takes longer than a small operator itself.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Device::Cpu if rayon::current_thread_index().is_none() => rayon::scope(|_| work()),
+            _ => work(),
+        }
+    }
+}
+
 /// How many threads the CPU back end works with.
 pub fn threads() -> usize {
     rayon::current_num_threads()

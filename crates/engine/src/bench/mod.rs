@@ -104,9 +104,9 @@ struct Runs {
 
 impl BenchRequest {
     /// Runs the work once, then as often as asked for, each time until the device has done it.
-    fn repeat(&self, device: Device, mut work: impl FnMut() -> Result<()>) -> Result<Runs> {
+    fn repeat(&self, device: Device, mut work: impl FnMut() -> Result<()> + Send) -> Result<Runs> {
         let mut work = || {
-            work()?;
+            device.run(&mut work)?;
             Ok(device.synchronize()?)
         };
         let (first_ms, _) = timed(&mut work)?;

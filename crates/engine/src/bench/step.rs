@@ -5,7 +5,7 @@ use crate::plan::Compute;
 use crate::repeat::Repeated;
 use crate::{Result, memory};
 use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 use tensor::{Tensor, ops};
 use weights::Weights;
 
@@ -60,7 +60,7 @@ pub(super) struct Inputs {
     added: Option<Added>,
     hint: Tensor,
     latent: Tensor,
-    repeated: RefCell<Repeated>,
+    repeated: Mutex<Repeated>,
 }
 
 /// UNet, and IdentityNet where there is one.
@@ -90,7 +90,7 @@ impl Inputs {
             identity: of(&[BATCH, IDENTITY_TOKENS, encoder.cross_attention_dim])?,
             hint: of(&[1, height as usize, width as usize, shapes.identitynet.conditioning_channels])?,
             latent: of(&[BATCH, h, w, encoder.in_channels])?,
-            repeated: RefCell::default(),
+            repeated: Mutex::default(),
             added,
         })
     }
@@ -109,13 +109,17 @@ impl Inputs {
             embedded.push(net.time(500.0, context)?);
         }
         let inputs: Vec<&Tensor> = std::iter::once(&self.latent).chain(&embedded).collect();
-        let out = self.repeated.borrow_mut().call(*self.latent.device(), &inputs, |inputs| {
-            let at = |(net, context): (&ControlNet, &ControlNetContext)| {
-                net.forward_at(&inputs[0], &inputs[2], context, 0.8)
-            };
-            let residuals = beside.map(at).transpose()?;
-            Ok(unet.forward_at(&inputs[0], &inputs[1], context, 0.8, residuals.as_ref())?)
-        })?;
+        let out = self.repeated.lock().unwrap_or_else(PoisonError::into_inner).call(
+            *self.latent.device(),
+            &inputs,
+            |inputs| {
+                let at = |(net, context): (&ControlNet, &ControlNetContext)| {
+                    net.forward_at(&inputs[0], &inputs[2], context, 0.8)
+                };
+                let residuals = beside.map(at).transpose()?;
+                Ok(unet.forward_at(&inputs[0], &inputs[1], context, 0.8, residuals.as_ref())?)
+            },
+        )?;
         let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
         Ok(ops::combine(&[(-4.0, &negative), (5.0, &positive)])?)
     }

@@ -2,10 +2,8 @@
 
 use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed, values};
 use crate::generate::decode_latent;
-use crate::plan::Compute;
-use crate::{Precision, Result, memory};
+use crate::{Result, memory};
 use nets::Vae;
-use tensor::{DType, Device};
 use weights::Weights;
 
 /// Times the decoder as a generation runs it, in tiles above a size.
@@ -14,12 +12,10 @@ use weights::Weights;
 /// A size or device that is not valid, what clearly does not fit into memory, no memory.
 pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let size = request.size(shapes)?;
-    let mut compute = request.compute_in_f32()?;
-    if request.precision == Precision::Auto && compute.device != Device::Cpu {
-        compute.dtype = Compute { dtype: DType::F16, ..compute }.vae_dtype();
-    }
+    let mut compute = request.compute(shapes.parameters())?;
+    compute.dtype = compute.vae_dtype();
     let pixels = u64::from(size.0) * u64::from(size.1);
-    let need = memory::decode(&shapes.vae, pixels) / 4 * memory::bytes(compute.dtype);
+    let need = memory::decode(&shapes.vae, pixels, compute.dtype);
     memory::check_bench(&format!("decoding {}x{}", size.0, size.1), need, request.memory, compute)?;
 
     let random = Weights::random(1);
