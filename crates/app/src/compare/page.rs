@@ -219,7 +219,7 @@ fn rows(html: &mut String, comparison: &Comparison, measured: &[(Cell, Measures)
         let (name, prompt) = (escaped(&person.name), escaped(&comparison.prompts[first.prompt].text));
         let _ = writeln!(html, "<article><p><b>{name}</b>: {prompt}</p><div class=\"row\">");
         let given = match &person.photo {
-            Some(photo) => format!("<img loading=\"lazy\" src=\"{}\" alt=\"\">", pictures::of(&photo.image)?),
+            Some(photo) => format!("<img decoding=\"async\" src=\"{}\" alt=\"\">", pictures::of(&photo.image)?),
             None => "<div class=\"empty\">no picture</div>".into(),
         };
         let what = if person.photo.is_some() { "the given picture" } else { "a saved identity" };
@@ -231,7 +231,7 @@ fn rows(html: &mut String, comparison: &Comparison, measured: &[(Cell, Measures)
             let class = if column.method.control { " class=\"control\"" } else { "" };
             let _ = writeln!(
                 html,
-                "<figure{class}><a href=\"{file}\"><img loading=\"lazy\" src=\"{}\" alt=\"{name} by {title}\"></a>\
+                "<figure{class}><a href=\"{file}\"><img decoding=\"async\" src=\"{}\" alt=\"{name} by {title}\"></a>\
                  <figcaption><b>{title}</b><br>{}</figcaption></figure>",
                 pictures::of_file(&folder.join(&file))?,
                 told(measures),
