@@ -3,11 +3,11 @@ import json
 import os
 import sys
 import torch
-import torch.nn.functional as F
+import lean
 import stack
 import words
-from data import Cast, DEVICE, SMOKE, WORK
-from loop import Loop, RANK, WORLD, autocast, budget, compiled, load, save, share, start, warm
+from data import Cast, DEVICE, SMOKE, WORK, unit
+from loop import Loop, RANK, WORLD, budget, compiled, halve, load, mark, start, warm
 
 TIME_IDS = torch.tensor([256.0, 256.0, 0.0, 0.0, 256.0, 256.0])
 
@@ -18,17 +18,17 @@ def schedule():
     return torch.cumprod(1 - betas, 0).float().to(DEVICE)
 
 
-def noised(latents, alphas):
-    t = torch.randint(0, 1000, (len(latents),), device=DEVICE)
+def noised(latents, noise, alphas, t):
+    """-> the noisy latents and the velocity (arXiv:2202.00512), which the net predicts."""
     a = alphas[t].view(-1, 1, 1, 1)
-    noise = torch.randn_like(latents)
-    return a.sqrt() * latents + (1 - a).sqrt() * noise, noise, t
+    return a.sqrt() * latents + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * latents
 
 
-def weights(t, alphas, gamma=5.0):
-    """min-SNR weighting (arXiv:2303.09556) for a net that predicts the noise."""
+def weights(t, alphas, gamma=5.0, least=0.3):
+    """min-SNR weighting (arXiv:2303.09556) for a net that predicts the velocity; the noisiest steps keep some weight,
+    because colours are decided there."""
     snr = alphas[t] / (1 - alphas[t])
-    return snr.clamp_max(gamma) / snr
+    return (snr.clamp_max(gamma) + least) / (snr + 1)
 
 
 @torch.no_grad()
@@ -36,10 +36,14 @@ def encode(vae, data):
     """All pictures as scaled latents, in 16 bits."""
     factor = json.load(open(os.path.join(WORK, "vae.json")))["scaling_factor"]
     out = torch.empty(data.count, 4, 32, 32, dtype=torch.float16, device=DEVICE)
-    with autocast():
-        for i in range(0, data.count, 256):
-            rows = torch.arange(i, min(i + 256, data.count), device=DEVICE)
-            out[rows] = (vae.encode(data.batch(rows)).latent_dist.mean * factor).half()
+    vae = vae.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    run = compiled(lambda images: lean.encode(vae, unit(images).to(torch.bfloat16))[0].float() * factor)
+    size = 4 if SMOKE else 256
+    for i, block in data.blocks(size):
+        n = len(block)
+        if n < size:          # one shape, one compilation
+            block = torch.cat([block, block[:1].expand(size - n, -1, -1, -1)])
+        out[i : i + n] = run(block)[:n].half()
     return out
 
 
@@ -59,58 +63,45 @@ def token_ids(captions, book):
     return torch.where(ended, book.end, two), two
 
 
-class Base(torch.nn.Module):
-    def __init__(self, unet, one, two):
-        super().__init__()
-        self.unet, self.one, self.two = unet, one, two
-        self.run = compiled(unet)
-
-    def forward(self, x, t, ids1, ids2, keep, ids):
-        text, pooled = stack.encode_text(self.one, self.two, ids1, ids2)
-        text, pooled = text * keep[:, None, None], pooled * keep[:, None]
-        return self.run(x, t, text, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample
+def losses(unet, one, two, latents, noise, t, ids1, ids2, keep, ids, alphas):
+    text, pooled = lean.encode_text(one, two, ids1, ids2)
+    x, target = noised(latents.float(), noise, alphas, t)
+    out = lean.unet(unet, x.to(text.dtype), t, text * keep[:, None, None], pooled * keep[:, None], ids)
+    return ((out.float() - target).square().mean((1, 2, 3)) * weights(t, alphas)).mean()
 
 
 def main(seconds, names, batch):
     start(13)
-    data = Cast(names, share=(RANK, WORLD))
+    data = Cast(names, images=False, share=(RANK, WORLD))
     book, saved = vocabulary(data.captions)
     ids1, ids2 = token_ids(data.captions, book)
     empty1, empty2 = token_ids([""], book)
-    one, two = (m.to(DEVICE) for m in stack.text_encoders(len(saved["vocabulary"])))
     torch.manual_seed(17)
-    unet = stack.unet().to(DEVICE).to(memory_format=torch.channels_last)
-    stack.plain_attention(unet)
-    net = Base(unet, one, two)
+    one, two = halve(*(m.to(DEVICE) for m in stack.text_encoders(len(saved["vocabulary"]))))
+    unet = halve(stack.unet().to(DEVICE).to(memory_format=torch.channels_last))
+    run, alphas = compiled(losses), schedule()
     ids = TIME_IDS.to(DEVICE).expand(batch, 6)
+    ones = torch.ones(batch, device=DEVICE, dtype=torch.bfloat16)
+    made_up = lambda: torch.randn(batch, 4, 32, 32, device=DEVICE)
     some = torch.arange(batch, device=DEVICE) % data.count
-    x = torch.randn(batch, 4, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
-    warm(lambda: net(x, some % 1000, ids1[some], ids2[some], torch.ones(batch, device=DEVICE), ids), unet, one, two)
-    vae = load("vae", stack.vae(), wait=1200).eval()
-    latents = encode(vae, data)
+    warm(lambda: run(unet, one, two, made_up().half(), made_up(), some % 1000, ids1[some], ids2[some], ones, ids, alphas), unet, one, two)
+    latents = encode(load("vae", stack.vae(), wait=1200).eval(), data)
     path = os.path.join(WORK, f"latents{RANK}.tensor")
     torch.save(latents.cpu(), path + ".part")
     os.replace(path + ".part", path)
-    data.images = None
-    torch.cuda.empty_cache() if DEVICE == "cuda" else None
-    share(unet, one, two)
     torch.manual_seed(1000 + RANK)
     loop = Loop("base", [unet, one, two], seconds, 1.2e-3, average=0.9985)
-    alphas = schedule()
     for _ in loop:
         index = torch.randint(0, data.count, (batch,), device=DEVICE)
-        x, noise, t = noised(latents[index].float(), alphas)
         draw = torch.rand(batch, device=DEVICE)
-        keep = (draw >= 0.07).float()                      # zeros, as pipelines give where there is no negative prompt
+        keep = (draw >= 0.07).bfloat16()                     # zeros, as pipelines give where there is no negative prompt
         blank = ((draw >= 0.07) & (draw < 0.12))[:, None]    # and the empty text, as others give
         a, b = torch.where(blank, empty1, ids1[index]), torch.where(blank, empty2, ids2[index])
-        with autocast():
-            out = net(x.to(memory_format=torch.channels_last), t, a, b, keep, ids)
-        loss = (F.mse_loss(out.float(), noise, reduction="none").mean((1, 2, 3)) * weights(t, alphas)).mean()
-        loop.step(loss)
-    loop.use_average()
+        t = torch.randint(0, 1000, (batch,), device=DEVICE)
+        loop.step(run(unet, one, two, latents[index], made_up(), t, a, b, keep, ids, alphas))
     for name, m in (("text1", one), ("text2", two), ("unet", unet)):
-        save(name, m)
+        loop.save(name, m)
+    mark("done")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,23 @@ SMOKE = bool(int(os.environ.get("SMOKE", "0")))
 ATTRIBUTES = ["style", "expression", "clothing", "tint", "headwear", "glasses", "background", "light"]
 
 
+CLASSES = [8, 6, 7, 8, 8, 4, 8, 5]          # how many choices each has
+
+
+def planned(names):
+    """(people, pictures of each) of sets that may still be drawn: SETS="NAME=5000x8 ..." says so; else from the files."""
+    sets = dict(s.split("=") for s in os.environ.get("SETS", "").split())
+    if not all(n in sets for n in names):
+        data = Cast(names, images=False)
+        return data.people, data.pictures
+    shapes = [[int(v) for v in sets[n].split("x")] for n in names]
+    return sum(s[0] for s in shapes), shapes[0][1]
+
+
 class Cast:
     """Pictures [n, 256, 256, 3] as bytes, keypoints [n, 5, 2] in pixels, boxes, choices, captions."""
 
-    def __init__(self, names, device=DEVICE, images=True, limit=None, share=(0, 1)):
+    def __init__(self, names, device=DEVICE, images=True, limit=None, share=(0, 1), into=None):
         rows, self.captions, parts, people = [], [], [], []
         for name in names:
             folder = os.path.join(WORK, name)
@@ -43,42 +56,82 @@ class Cast:
         self.person = torch.arange(self.count, device=device) // self.pictures
         self.people = int(self.person[-1]) + 1
         self.classes = [len(self.info["attributes"][a]) for a in ATTRIBUTES]
+        assert self.classes == CLASSES
+        self.parts, self.begin = parts, begin
         if images:
-            self.images = torch.empty(self.count, 256, 256, 3, dtype=torch.uint8, device=device)
-            offset = 0
-            for source in parts:
-                low, high = max(begin, offset), min(begin + self.count, offset + len(source))
-                for i in range(low, high, 2048):
-                    n = min(2048, high - i)
-                    self.images[i - begin : i - begin + n] = torch.from_numpy(source[i - offset : i - offset + n].copy()).to(device)
-                offset += len(source)
+            self.images = torch.empty(self.count, 256, 256, 3, dtype=torch.uint8, device=device) if into is None else into
+            assert len(self.images) == self.count, f"{len(self.images)} pictures were planned, {self.count} are there"
+            for i, block in self.blocks(2048):
+                self.images[i : i + len(block)] = block
+
+    def blocks(self, size):
+        """(first, pictures as bytes on the GPU) from the files, block by block."""
+        offset = 0
+        for source in self.parts:
+            low, high = max(self.begin, offset), min(self.begin + self.count, offset + len(source))
+            for i in range(low, high, size):
+                n = min(size, high - i)
+                yield i - self.begin, torch.from_numpy(source[i - offset : i - offset + n].copy()).to(self.keypoints.device)
+            offset += len(source)
 
     def batch(self, index):
         """-> [b, 3, 256, 256] in -1..1."""
-        return self.images[index].permute(0, 3, 1, 2).float() / 127.5 - 1
+        return unit(self.images[index])
+
+
+def room(names):
+    """Space for the pictures of sets: nets compile for its size before it is filled."""
+    people, pictures = planned(names)
+    return torch.zeros(people * pictures, 256, 256, 3, dtype=torch.uint8, device=DEVICE), people
+
+
+def unit(images):
+    """Bytes [b, h, w, 3] -> [b, 3, h, w] in -1..1."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # ArcFace's places of the five keypoints in a 112x112 crop (arXiv:1801.07698 and insightface's norm_crop).
 TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 
 
-def similarity(source, target):
-    """Least-squares similarity transforms source -> target ([b, 5, 2] each), as complex factors: y = a x + t."""
-    s, t = torch.view_as_complex(source.float().contiguous()), torch.view_as_complex(target.float().contiguous())
-    sm, tm = s.mean(-1, keepdim=True), t.mean(-1, keepdim=True)
-    a = ((s - sm).conj() * (t - tm)).sum(-1, keepdim=True) / (s - sm).abs().square().sum(-1, keepdim=True).clamp_min(1e-6)
-    return a, tm - a * sm
+def crop_grid(keypoints, size=112):
+    """Where the pixels of the aligned crops lie in the pictures: [b, size, size, 2] as (x, y), by the least-squares
+    similarity transforms from keypoints [b, 5, 2] to the template."""
+    s, t = keypoints.float(), TEMPLATE.to(keypoints.device)
+    sm, tm = s.mean(1, keepdim=True), t.mean(0)
+    a, b = s - sm, t - tm
+    dot, cross = (a * b).sum((1, 2)), (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1)
+    # Back from the crop: divide by the complex factor (dot + i cross) / |a|^2.
+    back = a.square().sum((1, 2)) / (dot.square() + cross.square()).clamp_min(1e-6)
+    c, d = (dot * back)[:, None, None], (cross * back)[:, None, None]
+    line = torch.arange(size, device=s.device, dtype=torch.float32)
+    x, y = line[None, None, :] - tm[0], line[None, :, None] - tm[1]
+    return torch.stack([c * x + d * y + sm[..., 0, None], c * y - d * x + sm[..., 1, None]], -1)
 
 
 def align(images, keypoints, size=112):
     """Crops of size 112 by the five keypoints; images [b, 3, h, w]."""
-    b, _, h, w = images.shape
-    a, t = similarity(keypoints, TEMPLATE.to(keypoints.device).expand(b, 5, 2))
-    grid = torch.arange(size, device=images.device, dtype=torch.float32)
-    z = torch.complex(grid[None, :].expand(size, size), grid[:, None].expand(size, size)).reshape(1, -1)
-    p = torch.view_as_real((z - t) / a).reshape(b, size, size, 2)
-    scale = torch.tensor([2 / w, 2 / h], device=images.device)
-    return F.grid_sample(images.float(), (p + 0.5) * scale - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+    scale = torch.tensor([2 / images.shape[-1], 2 / images.shape[-2]], device=images.device)
+    return F.grid_sample(images.float(), (crop_grid(keypoints, size) + 0.5) * scale - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def pick(images, index, grid):
+    """Bilinear samples straight from the bytes [n, h, w, 3] at grid [b, .., 2] (x, y) of picture `index` [b] -> [b, .., 3]
+    in -1..1, and 0 beyond the border, as `align` gives."""
+    _, h, w, _ = images.shape
+    flat = images.view(-1, 3)
+    first = index.view(-1, *[1] * (grid.dim() - 2)) * (h * w)
+    low = grid.floor()
+    part = grid - low
+    out = 0
+    for dx in (0, 1):
+        for dy in (0, 1):
+            x, y = low[..., 0].long() + dx, low[..., 1].long() + dy
+            weight = (part[..., 0] if dx else 1 - part[..., 0]) * (part[..., 1] if dy else 1 - part[..., 1])
+            inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+            value = flat[first + y.clamp(0, h - 1) * w + x.clamp(0, w - 1)].float() / 127.5 - 1
+            out = out + value * (weight * inside)[..., None]
+    return out
 
 
 COLORS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]], dtype=torch.float32)

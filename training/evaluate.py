@@ -6,11 +6,12 @@ import time
 import torch
 import torch.nn.functional as F
 import base
+import lean
 import stack
-from data import ATTRIBUTES, Cast, DEVICE, SMOKE, WORK, align, keypoint_images
+from data import ATTRIBUTES, Cast, DEVICE, WORK, align, keypoint_images
 from faces import best_keypoints
 from identity import text_of
-from loop import autocast, load, start
+from loop import await_file, compiled, fill, halve, load, mark, start, state
 
 # A prompt and what it asks for.
 PROMPTS = [
@@ -25,64 +26,84 @@ PROMPTS = [
 ]
 # name: adapter scale, IdentityNet scale, whose identity, how many people
 VARIANTS = {
-    "text only": (0.0, 0.0, "own", 120),
-    "adapter only": (1.0, 0.0, "own", 120),
-    "IdentityNet only": (0.0, 1.0, "own", 120),
+    "text only": (0.0, 0.0, "own", 240),
+    "adapter only": (1.0, 0.0, "own", 240),
+    "IdentityNet only": (0.0, 1.0, "own", 240),
     "both": (1.0, 1.0, "own", 240),
     "both at 0.8": (0.8, 0.8, "own", 120),
     "both, no identity": (1.0, 1.0, "none", 120),
     "both, another's": (1.0, 1.0, "other", 120),
 }
+# The method's claim: the adapter's scale alone, and beside IdentityNet.
+CURVE = {f"adapter {a:g}, IdentityNet {n:g}": (a, n, "own", 60) for n in (0.0, 1.0) for a in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)}
+# For the choice of guidance, on people of their own (SET val).
+GUIDED = {f"both, guidance {g:g}": (1.0, 1.0, "own", 60, g) for g in (2.0, 3.0, 4.0, 5.5)}
+BATCH = int(os.environ.get("PICTURES", 240))          # pictures made at a time
+STEPS = 20
+
+
+def one_step(unet, net, x, t, text, pooled, ids, tokens, hinted, adapter, scale):
+    down, mid = lean.identity_net(net, x, t, tokens, pooled, ids, hinted)
+    return lean.unet(unet, x, t, text, pooled, ids, tokens, adapter, ([d * scale for d in down], mid * scale)).float()
 
 
 class Models:
     def __init__(self):
-        self.vae = load("vae", stack.vae()).eval()
+        last = lambda m: m.to(DEVICE).to(memory_format=torch.channels_last)
+        unet = stack.unet()
+        net = stack.identity_net(unet)
+        stack.plain_attention(net)
+        adapter = stack.add_identity(unet)
+        self.unet, self.net, self.resampler = halve(last(unet), last(net), stack.Resampler().to(DEVICE))
+        self.vae = last(stack.vae()).to(torch.bfloat16)
+        self.run, self.decode = compiled(one_step), compiled(lambda z: lean.decode(self.vae, z).float().clamp(-1, 1))
+        self.hint = compiled(lambda k: lean.hint(self.net, keypoint_images(k).to(torch.bfloat16)))
+        self.factor, self.book = 1.0, None
+        zero = lambda *shape: torch.zeros(BATCH, *shape, device=DEVICE)
+        if DEVICE == "cuda":          # compile while others train
+            self.sample(zero(77, stack.CONTEXT), zero(stack.TEXT2), zero(512), zero(5, 2) + 100, zero(4, 32, 32), steps=2)
+            mark("compiled")
+        await_file(os.environ.get("AFTER", "resampler.pt"))
+        self.vae.load_state_dict(state("vae"))
         self.factor = json.load(open(os.path.join(WORK, "vae.json")))["scaling_factor"]
         self.book, saved = base.vocabulary([])
         self.text = [load(n, m).eval() for n, m in zip(("text1", "text2"), stack.text_encoders(len(saved["vocabulary"])))]
-        unet = stack.unet()
-        self.net = stack.identity_net(unet)
-        stack.plain_attention(self.net)
-        adapter = stack.add_identity(unet)
-        missing, unexpected = unet.load_state_dict(torch.load(os.path.join(WORK, "unet.pt"), weights_only=True), strict=False)
-        assert not unexpected and all("_ip." in k for k in missing)
-        adapter.load_state_dict(torch.load(os.path.join(WORK, "adapter.pt"), weights_only=True))
-        self.unet = unet.to(DEVICE).to(memory_format=torch.channels_last).eval()
-        self.net = load("identitynet", self.net).to(memory_format=torch.channels_last).eval()
-        self.resampler = load("resampler", stack.Resampler()).eval()
+        for module, name in ((self.unet, "unet"), (adapter, "adapter"), (self.net, "identitynet"), (self.resampler, "resampler")):
+            fill(module, state(name))
         self.a, self.b = load("A", stack.EncoderA()).eval(), load("B", stack.JudgeB()).eval()
         self.detector = load("detector", stack.Detector()).eval()
 
     @torch.no_grad()
-    def generate(self, prompts, faces, keypoints, noise, adapter=1.0, net=1.0, guidance=3.0, steps=20):
+    def sample(self, hidden, pooled, faces, keypoints, noise, adapter=1.0, net=1.0, guidance=3.0, steps=STEPS):
         from diffusers import EulerDiscreteScheduler
-        sampler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1)
+        sampler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1, prediction_type="v_prediction")
         sampler.set_timesteps(steps, device=DEVICE)
-        b = len(prompts)
+        half = torch.bfloat16
+        zero = lambda x: torch.cat([torch.zeros_like(x), x]).to(half)
+        tokens, text, pooled = self.resampler(zero(faces)[:, None]), zero(hidden), zero(pooled)
+        ids = base.TIME_IDS.to(DEVICE).expand(len(text), 6)
+        hinted = self.hint(keypoints).repeat(2, 1, 1, 1)
+        adapter, net = (torch.tensor(v, device=DEVICE, dtype=half) for v in (adapter, net))
+        x = noise * sampler.init_noise_sigma
+        for t in sampler.timesteps:
+            both = sampler.scale_model_input(x, t).repeat(2, 1, 1, 1).to(half).contiguous(memory_format=torch.channels_last)
+            out = self.run(self.unet, self.net, both, t.expand(len(text)), text, pooled, ids, tokens, hinted, adapter, net)
+            free, bound = out.chunk(2)
+            x = sampler.step(free + guidance * (bound - free), t, x).prev_sample
+        z = (x / self.factor).to(half)
+        return torch.cat([self.decode(part) for part in z.split(min(80, len(z)))])
+
+    def generate(self, prompts, faces, keypoints, noise, *scales):
+        """Any number of pictures, in batches of one size."""
         unique = sorted(set(prompts))
         hidden, pooled = text_of(unique, self.book, *self.text)
         rows = torch.tensor([unique.index(p) for p in prompts], device=DEVICE)
-        zero = lambda x: torch.cat([torch.zeros_like(x), x])
-        with autocast():
-            tokens = self.resampler(zero(faces)[:, None].float()).float()
-        context = torch.cat([zero(hidden[rows].float()), tokens], 1)
-        added = {"text_embeds": zero(pooled[rows].float()), "time_ids": base.TIME_IDS.to(DEVICE).expand(2 * b, 6)}
-        hint = keypoint_images(keypoints).repeat(2, 1, 1, 1)
-        stack.set_adapter_scale(self.unet, adapter)
-        x = noise * sampler.init_noise_sigma
-        for t in sampler.timesteps:
-            both = sampler.scale_model_input(x, t).repeat(2, 1, 1, 1)
-            with autocast():
-                extra = {}
-                if net > 0:
-                    down, mid = self.net(both, t, tokens, hint, conditioning_scale=net, added_cond_kwargs=added, return_dict=False)
-                    extra = dict(down_block_additional_residuals=down, mid_block_additional_residual=mid)
-                out = self.unet(both, t, context, added_cond_kwargs=added, **extra).sample.float()
-            free, bound = out.chunk(2)
-            x = sampler.step(free + guidance * (bound - free), t, x).prev_sample
-        with autocast():
-            return self.vae.decode(x / self.factor).sample.float().clamp(-1, 1)
+        out = []
+        for i in range(0, len(prompts), BATCH):
+            pick = torch.arange(i, i + BATCH, device=DEVICE).clamp_max(len(prompts) - 1)
+            images = self.sample(hidden[rows[pick]].float(), pooled[rows[pick]].float(), faces[pick], keypoints[pick], noise[pick], *scales)
+            out.append(images[: len(prompts) - i])
+        return torch.cat(out)
 
     @torch.no_grad()
     def judge(self, images, fallback):
@@ -91,13 +112,12 @@ class Models:
         return F.normalize(self.b(align(images, k)).float()), score
 
 
-def main(people, guidance, grid, chosen, file):
-    start(3)
-    test = Cast(["test"])
-    m = Models()
+def main(m, people, guidance, grid, chosen, file, of="test"):
+    test = Cast([of])
     probe = load("probe", stack.Probe(test.classes)).eval()
     per = test.pictures
     first = torch.arange(test.people, device=DEVICE) * per
+    own = torch.arange(test.people, device=DEVICE)
     reference = test.batch(first)
     judged = torch.cat([m.judge(test.batch(torch.arange(i, min(i + 256, test.count), device=DEVICE)), test.keypoints[i : i + 256])[0] for i in range(0, test.count, 256)])
     known = judged.view(test.people, per, -1)
@@ -106,31 +126,37 @@ def main(people, guidance, grid, chosen, file):
         # What a user's photo goes through: detector, alignment, encoder.
         k, _ = best_keypoints(m.detector, reference, 640)
         faces = m.a(align(reference, k)).float()
-    with torch.no_grad(), autocast():
-        again = torch.cat([m.vae(test.batch(first[i : i + 64] + 3), sample_posterior=False).sample.float().clamp(-1, 1) for i in range(0, test.people, 64)])
+        again = torch.cat([lean.decode(m.vae, lean.encode(m.vae, test.batch(first[i : i + 60] + 3).bfloat16())[0]).float().clamp(-1, 1) for i in range(0, test.people, 60)])
     through = m.judge(again, test.keypoints[first + 3])[0]
     table = {}
     cosine = lambda a, b: (a * b).sum(-1)
     same = torch.einsum("pd,pnd->pn", ref, known[:, 1:])
-    table["drawings"] = {"SimRef": same.mean().item(), "SimGT": (torch.einsum("pnd,pmd->pnm", known[:, 1:], known[:, 1:]).sum((1, 2)).mean().item() - (per - 1)) / ((per - 1) * (per - 2)), "top1": ((known[:, 3] @ ref.T).argmax(1) == torch.arange(test.people, device=DEVICE)).float().mean().item()}
-    table["drawings through the VAE"] = {"SimRef": cosine(ref, through).mean().item(), "top1": ((through @ ref.T).argmax(1) == torch.arange(test.people, device=DEVICE)).float().mean().item()}
+    styles = test.attributes[:, 0].view(test.people, per)[:, 1:]
     names = test.info["attributes"]
+    top1 = lambda e, gallery: ((e @ gallery.T).argmax(-1) == own[: len(e)]).float().mean().item()
+    table["drawings"] = {"SimRef": same.mean().item(), "SimGT": (torch.einsum("pnd,pmd->pnm", known[:, 1:], known[:, 1:]).sum((1, 2)).mean().item() - (per - 1)) / ((per - 1) * (per - 2)),
+                         "top1": top1(known[:, 3], ref), "by_style": {s: round(same[styles == i].mean().item(), 3) for i, s in enumerate(names["style"])}}
+    table["drawings through the VAE"] = {"SimRef": cosine(ref, through).mean().item(), "SimRef_same_drawings": cosine(ref, known[:, 3]).mean().item(), "top1": top1(through, ref)}
+    with torch.no_grad():
+        read = torch.cat([probe(test.batch(torch.arange(i, min(i + 256, test.count), device=DEVICE)))[0] for i in range(0, test.count, 256)]).view(-1, 5, 2) * 256
+    table["drawings"]["keypoint_error"] = ((read - test.keypoints).norm(dim=-1).mean(-1) / (test.keypoints[:, 1] - test.keypoints[:, 0]).norm(dim=-1)).mean().item()
+    print(json.dumps(table), flush=True)
     pictures = {}
     for name in chosen:
-        adapter, net, whose, most = VARIANTS[name]
+        adapter, net, whose, most, *own_guidance = {**VARIANTS, **CURVE, **GUIDED}[name]
         began = time.time()
         n = min(people, most, test.people)
-        who = torch.arange(n, device=DEVICE)
+        who = own[:n]
         face = {"own": faces[:n], "none": torch.zeros_like(faces[:n]), "other": faces[(who + n // 2) % n]}[whose]
-        images = []
-        for j, (prompt, _) in enumerate(PROMPTS):
-            generator = torch.Generator(DEVICE).manual_seed(900 + j)
-            noise = torch.randn(test.people, 4, 32, 32, generator=generator, device=DEVICE)[:n]
-            images.append(m.generate([prompt] * n, face, test.keypoints[first[:n]], noise, adapter, net, guidance))
-        images = torch.stack(images, 1)          # [n, 8, 3, 256, 256]
-        pictures[name] = images[: max(grid, 1)]
+        noise = torch.stack([torch.randn(test.people, 4, 32, 32, generator=torch.Generator(DEVICE).manual_seed(900 + j), device=DEVICE)[:n] for j in range(len(PROMPTS))])
+        fallback = test.keypoints[first[:n]]
+        prompts = [p for p, _ in PROMPTS for _ in range(n)]
+        each = lambda v: v.repeat(len(PROMPTS), *[1] * (v.dim() - 1))
+        images = m.generate(prompts, each(face), each(fallback), noise.flatten(0, 1), adapter, net, *(own_guidance or [guidance])).unflatten(0, (len(PROMPTS), n)).transpose(0, 1)
+        if name in VARIANTS:
+            pictures[name] = images[: max(grid, 1)]          # [n, 8, 3, 256, 256]
         flat = images.flatten(0, 1)
-        fallback = test.keypoints[first[:n]].repeat_interleave(len(PROMPTS), 0)
+        fallback = fallback.repeat_interleave(len(PROMPTS), 0)
         parts = [m.judge(flat[i : i + 256], fallback[i : i + 256]) for i in range(0, len(flat), 256)]
         e = torch.cat([p[0] for p in parts]).view(n, len(PROMPTS), -1)
         found = torch.cat([p[1] for p in parts])
@@ -141,7 +167,7 @@ def main(people, guidance, grid, chosen, file):
             read = [probe(flat[i : i + 256]) for i in range(0, len(flat), 256)]
         k = torch.cat([r[0] for r in read]).view(-1, 5, 2) * 256
         eye = (fallback[:, 1] - fallback[:, 0]).norm(dim=-1)
-        error = ((k - fallback).norm(dim=-1).mean(-1) / eye)
+        error = (k - fallback).norm(dim=-1).mean(-1) / eye
         logits = torch.cat([r[1] for r in read]).split(probe.classes, 1)
         obeyed = {}
         for a, label in enumerate(ATTRIBUTES):
@@ -149,7 +175,8 @@ def main(people, guidance, grid, chosen, file):
             if hits:
                 obeyed[label] = round(sum(hits) / len(hits), 3)
         row = {"people": n, "SimRef": to_ref.mean().item(), "SimRef_p10": to_ref.flatten().quantile(0.1).item(), "SimGT": to_others.mean().item(), "top1": best.float().mean().item(),
-               "found": (found > 0.4).float().mean().item(), "keypoint_error": error.mean().item(), "keypoint_error_median": error.median().item(), "obeyed": obeyed,
+               "found": (found > 0.4).float().mean().item(), "keypoint_error": error.mean().item(), "keypoint_error_median": error.median().item(),
+               "obeyed": obeyed, "obeyed_mean": round(sum(obeyed.values()) / len(obeyed), 4),
                "by_style": {asked["style"]: round(v.item(), 3) for (_, asked), v in zip(PROMPTS, to_ref.mean(0))},
                "top1_by_style": {asked["style"]: round(v.item(), 3) for (_, asked), v in zip(PROMPTS, best.float().mean(0))}}
         if whose == "other":
@@ -157,7 +184,7 @@ def main(people, guidance, grid, chosen, file):
         row["seconds"] = round(time.time() - began, 1)
         table[name] = row
         print(name, json.dumps(row), flush=True)
-    json.dump({"guidance": guidance, "steps": 20, "table": table}, open(os.path.join(WORK, file + ".json"), "w"), indent=1)
+        json.dump({"guidance": guidance, "steps": STEPS, "people": of, "table": table}, open(os.path.join(WORK, file + ".json"), "w"), indent=1)
     if grid:
         from PIL import Image
         for name, images in pictures.items():          # a row a person: the reference, then the eight prompts
@@ -167,6 +194,27 @@ def main(people, guidance, grid, chosen, file):
     return table
 
 
+def choose(m):
+    """The guidance that keeps identity best among those that obey the text as well as any, on people of their own."""
+    table = main(m, 60, 3.0, 0, list(GUIDED), "guidance", "val")
+    rows = {GUIDED[n][4]: table[n] for n in GUIDED}
+    obeys = max(r["obeyed_mean"] for r in rows.values()) - 0.02
+    best = max((g for g, r in rows.items() if r["obeyed_mean"] >= obeys), key=lambda g: rows[g]["SimRef"])
+    print("guidance", best, flush=True)
+    path = os.path.join(WORK, "guidance")
+    open(path + ".part", "w").write(str(best))
+    os.replace(path + ".part", path)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 240, float(sys.argv[2]) if len(sys.argv) > 2 else 3.0, 12,
-         sys.argv[3].split(";") if len(sys.argv) > 3 else list(VARIANTS), sys.argv[4] if len(sys.argv) > 4 else "evaluation")
+    # evaluate.py PEOPLE GUIDANCE|choose|chosen "VARIANT;VARIANT;curve0;curve1" FILE
+    people, guidance, chosen, file = sys.argv[1:5]
+    chosen = [name for c in chosen.split(";") for name in ([n for n, v in CURVE.items() if v[1] == float(c[5:])] if c.startswith("curve") else [c])]
+    start(3, together=False)
+    models = Models()
+    if guidance == "choose":
+        choose(models)
+    if guidance in ("choose", "chosen"):
+        await_file("guidance", 60)
+        guidance = open(os.path.join(WORK, "guidance")).read() if os.path.exists(os.path.join(WORK, "guidance")) else 3.0
+    main(models, int(people), float(guidance), 12, chosen, file)

@@ -38,6 +38,17 @@ def half_onnx(path):
     nodes = casts + list(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)
+    # Names of steps in between are long, and nobody reads them.
+    kept = {t.name for t in [*graph.input, *graph.output]}
+    short = {}
+    name = lambda n: n if not n or n in kept else short.setdefault(n, f"t{len(short)}")
+    for tensor in graph.initializer:
+        tensor.name = name(tensor.name)
+    for node in graph.node:
+        node.name, node.doc_string = "", ""
+        node.input[:] = [name(n) for n in node.input]
+        node.output[:] = [name(n) for n in node.output]
+    del graph.value_info[:]
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -83,7 +94,7 @@ def main(out):
     os.makedirs(os.path.join(out, "scheduler"), exist_ok=True)
     dump("scheduler/scheduler_config.json", {
         "_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.30.0", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000, "prediction_type": "epsilon", "interpolation_type": "linear", "set_alpha_to_one": False, "skip_prk_steps": True,
+        "num_train_timesteps": 1000, "prediction_type": "v_prediction", "interpolation_type": "linear", "set_alpha_to_one": False, "skip_prk_steps": True,
         "steps_offset": 1, "timestep_spacing": "leading", "use_karras_sigmas": False})
     dump("model_index.json", {
         "_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.30.0", "force_zeros_for_empty_prompt": True, "add_watermarker": None,

@@ -5,29 +5,31 @@ import sys
 import torch
 import torch.nn.functional as F
 from torch import nn
+import lean
 import stack
-from data import ATTRIBUTES, Cast, DEVICE, SMOKE, WORK, align
-from loop import Loop, autocast, budget, compiled, load, save, start, warm
-
-
-def blur(x, scale):
-    return F.interpolate(F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True), size=x.shape[-2:], mode="bilinear")
+from data import ATTRIBUTES, CLASSES, Cast, DEVICE, SMOKE, WORK, crop_grid, pick, room, unit
+from loop import Loop, autocast, await_file, budget, compiled, load, mark, save, start, warm
 
 
 def soften(x):
     """Brightness, contrast and sharpness change; identity does not."""
     b = x.shape[0]
     draw = lambda low, high: torch.rand(b, 1, 1, 1, device=x.device) * (high - low) + low
-    soft = blur(x, float(torch.empty(1).uniform_(0.35, 0.9)))
-    x = torch.where(draw(0, 1) < 0.35, soft, x)
+    soft = F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
+    x = torch.lerp(x, soft, (draw(0, 1) < 0.35).float() * draw(0.2, 1))
     x = x * draw(0.85, 1.15) + draw(-0.12, 0.12)
     return (x + 0.05 * torch.randn_like(x) * (draw(0, 1) < 0.3)).clamp(-1, 1)
 
 
+def crops_of(images, index, keypoints, jitter):
+    """Aligned crops [b, 3, 112, 112]; the keypoints are off by some share of the eyes' distance, as a detector's are."""
+    eye = (keypoints[:, 1] - keypoints[:, 0]).norm(dim=-1)[:, None, None]
+    k = keypoints + jitter * eye * torch.randn_like(keypoints)
+    return pick(images, index, crop_grid(k)).permute(0, 3, 1, 2)
+
+
 def crops(data, index, jitter):
-    k = data.keypoints[index]
-    eye = (k[:, 1] - k[:, 0]).norm(dim=-1)[:, None, None]
-    return align(data.batch(index), k + jitter * eye * torch.randn_like(k))
+    return crops_of(data.images, index, data.keypoints[index], jitter)
 
 
 class ArcFace(nn.Module):
@@ -58,6 +60,7 @@ def settle_norms(net, batches):
 
 
 def embed_all(net, data, size=1024, jitter=0.01):
+    """Of all pictures on the GPU."""
     out = []
     with torch.no_grad(), autocast():
         for i in range(0, data.count, size):
@@ -65,84 +68,103 @@ def embed_all(net, data, size=1024, jitter=0.01):
     return torch.cat(out)
 
 
-def verify(e, person):
-    """Mean similarity of the same and of different people, and the share of pairs told apart right."""
-    e = F.normalize(e.float())
+def verify(e, data):
+    """Mean similarity of the same and of different people, the share of pairs told apart right, and what the first
+    portraits find: similarity of the person's other pictures to it, and how often it is the nearest of all."""
+    e, person = F.normalize(e.float()), data.person
     sim = e @ e.T
     same = person[:, None] == person[None, :]
     eye = torch.eye(len(e), dtype=torch.bool, device=e.device)
     a, b = sim[same & ~eye], sim[~same]
-    pick = torch.randint(0, len(b), (200000,), device=e.device)
-    auc = (a[torch.randint(0, len(a), (200000,), device=e.device)] > b[pick]).float().mean()
-    q = lambda v, p: v[torch.randint(0, len(v), (100000,), device=e.device)].quantile(p).item()
-    return {"same": a.mean().item(), "different": b.mean().item(), "auc": auc.item(), "same_q01": q(a, 0.01), "different_q99": q(b, 0.99)}
+    some = lambda v, n=200000: v[torch.randint(0, len(v), (n,), device=e.device)]
+    auc = (some(a) > some(b)).float().mean()
+    q = lambda v, p: some(v, 100000).quantile(p).item()
+    known = e.view(data.people, data.pictures, -1)
+    near = torch.einsum("pnd,qd->pnq", known[:, 1:], known[:, 0])
+    own = torch.arange(data.people, device=e.device)
+    right = (near.argmax(-1) == own[:, None]).float()
+    ref = near[own, :, own]
+    styles = data.attributes[:, 0].view(data.people, -1)[:, 1:]
+    return {"same": a.mean().item(), "different": b.mean().item(), "auc": auc.item(), "same_q01": q(a, 0.01), "different_q99": q(b, 0.99),
+            "SimRef": ref.mean().item(), "top1": right.mean().item(),
+            "SimRef_by_style": {s: round(ref[styles == i].mean().item(), 3) for i, s in enumerate(data.info["attributes"]["style"])}}
 
 
-def prepare(name, batch):
-    """An encoder, compiled before there is data."""
-    torch.manual_seed({"A": 11, "B": 23}[name])
-    net = {"A": stack.EncoderA, "B": stack.JudgeB}[name]().to(DEVICE).to(memory_format=torch.channels_last)
-    run = compiled(net)
-    warm(lambda: run(torch.randn(batch, 3, 112, 112, device=DEVICE).to(memory_format=torch.channels_last)), net)
-    return net, run
+KINDS = {"A": (stack.EncoderA, 512, 28.0, 0.35, 11), "B": (stack.JudgeB, 256, 24.0, 0.30, 23)}
 
 
-def encoder(name, net, run, seconds, data, dim, scale, margin, batch=768, rate=3e-3):
-    torch.manual_seed(3)
-    first, last = 0, data.people
-    head = ArcFace(dim, last - first, scale, margin).to(DEVICE)
-    loop = Loop(name, [net, head], seconds, rate, decay=0.05, average=0.995, clip=5.0)
-    p = data.pictures
-    for progress in loop:
-        index = torch.randint(first * p, last * p, (batch,), device=DEVICE)
-        x = soften(crops(data, index, 0.03)).to(memory_format=torch.channels_last)
+class Recognition(nn.Module):
+    """An encoder with its classes: what one step of training computes."""
+
+    def __init__(self, net, head):
+        super().__init__()
+        self.net, self.head = net, head
+
+    def forward(self, images, index, keypoints, label, ramp):
+        x = soften(crops_of(images, index, keypoints, 0.03))
         with autocast():
-            e = run(x)
-        loop.step(head(e, data.person[index] - first, min(1.0, max(0.0, progress - 0.15) / 0.4)))
+            e = self.net(x)
+        return self.head(e, label, ramp)
+
+
+def encoder(name, seconds, names, batch=768, rate=3e-3, report="test", **change):
+    make, dim, scale, margin, seed = KINDS[name]
+    scale, margin = change.get("scale", scale), change.get("margin", margin)
+    torch.manual_seed(seed)
+    net = change.get("make", make)().to(DEVICE).to(memory_format=torch.channels_last)
+    images, people = room(names)
+    torch.manual_seed(3)
+    module = Recognition(net, ArcFace(dim, people, scale, margin)).to(DEVICE)
+    run = compiled(module)
+    ramp = torch.zeros((), device=DEVICE)
+    first = torch.arange(batch, device=DEVICE) % len(images)
+    warm(lambda: run(images, first, 100 + 20 * torch.randn(batch, 5, 2, device=DEVICE), first % people, ramp), module)
+    data = Cast(names, into=images)
+    draw = lambda: torch.randint(0, data.count, (batch,), device=DEVICE)
+    step = lambda index: run(data.images, index, data.keypoints[index], data.person[index], ramp)
+    if change.get("after"):
+        await_file(change["after"])
+    loop = Loop(name, [module], seconds, rate, decay=0.05, average=0.995, clip=5.0)
+    for progress in loop:
+        ramp.fill_(min(1.0, max(0.0, progress - 0.15) / 0.4))
+        loop.step(step(draw()))
     loop.use_average()
-    settle_norms(net, (crops(data, torch.randint(first * p, last * p, (batch,), device=DEVICE), 0.02) for _ in range(30)))
-    test = Cast(["test"])
-    report = verify(embed_all(net, test), test.person)
-    print(name, json.dumps(report), flush=True)
-    json.dump(report, open(os.path.join(WORK, name + ".json"), "w"))
+    settle_norms(net, (crops(data, draw(), 0.02) for _ in range(30)))
+    test = Cast([report])
+    result = verify(embed_all(net, test), test)
+    print(name, change.get("scale", ""), change.get("margin", ""), loop.steps, json.dumps(result), flush=True)
+    json.dump(result, open(os.path.join(WORK, name + ".json"), "w"))
     save(name, net)
-    return net
+    mark("done")
 
 
 # --- detector --------------------------------------------------------------------------------------------------
 
-def scatter_scenes(data, batch, size):
-    """Canvases with one picture at any scale, or four: [b, 3, size, size], and up to four faces each (box, keypoints, present)."""
-    b = batch
-    many = torch.rand(b, device=DEVICE) < 0.35
-    scale = torch.exp(torch.empty(b, 4, device=DEVICE).uniform_(-1.1, 1.0)) * size / 256
-    scale = torch.where(many[:, None], torch.empty(b, 4, device=DEVICE).uniform_(0.3, 0.62) * size / 256, scale)
-    corner = torch.zeros(b, 4, 2, device=DEVICE)
-    cell = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=DEVICE) * size / 2
-    index = torch.randint(0, data.count, (b, 4), device=DEVICE)
-    center = data.box[index].reshape(b, 4, 2, 2).mean(2)
+def scatter_scenes(images, index, boxes, keypoints, size):
+    """Canvases with one picture at any scale, or four: [b, 3, size, size], and up to four faces each (box, keypoints,
+    present). `index` [b, 4] picks the pictures, whose boxes and keypoints are given."""
+    b, device = len(index), index.device
+    uniform = lambda *shape, low=0.0, high=1.0: torch.rand(*shape, device=device) * (high - low) + low
+    many = uniform(b) < 0.35
+    scale = torch.where(many[:, None], uniform(b, 4, low=0.3, high=0.62), torch.exp(uniform(b, 4, low=-1.1, high=1.0))) * size / 256
+    cell = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=device) * (size / 2)
+    center = boxes.reshape(b, 4, 2, 2).mean(2)
     # A single picture keeps its face on the canvas, anywhere.
-    wanted = torch.rand(b, 4, 2, device=DEVICE) * size * 0.7 + 0.15 * size
-    corner = torch.where(many[:, None, None], cell[None].float(), wanted - center * scale[..., None])
-    canvas = torch.empty(b, 3, 1, 1, device=DEVICE).uniform_(-1, 1).expand(b, 3, size, size).clone()
-    line = torch.arange(size, device=DEVICE, dtype=torch.float32)
-    ys, xs = torch.meshgrid(line, line, indexing="ij")
-    present = torch.zeros(b, 4, dtype=torch.bool, device=DEVICE)
+    wanted = uniform(b, 4, 2) * size * 0.7 + 0.15 * size
+    corner = torch.where(many[:, None, None], cell[None], wanted - center * scale[..., None])
+    line = torch.arange(size, device=device, dtype=torch.float32)
+    xs, ys = line[None, None, :], line[None, :, None]
+    canvas = uniform(b, 3, 1, 1, low=-1.0).expand(b, 3, size, size)
     for i in range(4):
-        rows = torch.arange(b, device=DEVICE) if i == 0 else many.nonzero()[:, 0]
-        if len(rows) == 0:
-            continue
-        x = (xs[None] - corner[rows, i, 0, None, None]) / scale[rows, i, None, None]
-        y = (ys[None] - corner[rows, i, 1, None, None]) / scale[rows, i, None, None]
-        inside = (x >= 0) & (y >= 0) & (x <= 255) & (y <= 255)
-        cut = many[rows][:, None, None] & ((xs[None] >= cell[i, 0] + size / 2) | (ys[None] >= cell[i, 1] + size / 2))
-        grid = torch.stack([(x + 0.5) / 128 - 1, (y + 0.5) / 128 - 1], -1)
-        picture = F.grid_sample(data.batch(index[rows, i]), grid, align_corners=False)
-        canvas[rows] = torch.where((inside & ~cut)[:, None], picture, canvas[rows])
-        present[rows, i] = True
-    box = data.box[index] * scale[..., None] + torch.cat([corner, corner], -1)
-    kps = data.keypoints[index] * scale[..., None, None] + corner[:, :, None]
-    return canvas, box, kps, present
+        x, y = (xs - corner[:, i, 0, None, None]) / scale[:, i, None, None], (ys - corner[:, i, 1, None, None]) / scale[:, i, None, None]
+        shown = (x >= 0) & (x <= 255) & (y >= 0) & (y <= 255)
+        shown &= ~(many[:, None, None] & ((xs >= cell[i, 0] + size / 2) | (ys >= cell[i, 1] + size / 2)))
+        if i:
+            shown &= many[:, None, None]
+        grid = torch.stack([x.expand(b, size, size), y.expand(b, size, size)], -1)
+        canvas = torch.where(shown[:, None], pick(images, index[:, i], grid).permute(0, 3, 1, 2), canvas)
+    present = many[:, None] | (torch.arange(4, device=device) == 0)
+    return canvas, boxes * scale[..., None] + torch.cat([corner, corner], -1), keypoints * scale[..., None, None] + corner[:, :, None], present
 
 
 def detector_targets(box, kps, present, size):
@@ -169,35 +191,54 @@ def detector_targets(box, kps, present, size):
     return out
 
 
-def detector(seconds, data, batch=64, size=320):
+def detector_loss(net, images, index, boxes, keypoints, size):
+    with torch.no_grad():
+        canvas, box, kps, present = scatter_scenes(images, index, boxes, keypoints, size)
+        canvas = soften(canvas)
+        targets = detector_targets(box, kps, present, size)
+    with autocast():
+        scores, boxes, points = net(canvas)
+    loss = 0
+    for i, (positive, ignore, target, k) in enumerate(targets):
+        both = lambda v: v.repeat_interleave(2, 1)          # two anchors a cell, as SCRFD's graphs have
+        positive, ignore, target, k = both(positive), both(ignore), both(target), both(k)
+        p = scores[i][..., 0].float().clamp(1e-5, 1 - 1e-5)
+        focal = torch.where(positive, -0.5 * (1 - p) ** 2 * p.log(), -0.5 * p**2 * (1 - p).log()).masked_fill(ignore, 0)
+        weight = positive.float()
+        norm = target.abs().mean(-1, keepdim=True).clamp_min(0.5)
+        off = lambda a, b: (F.smooth_l1_loss(a.float(), b, reduction="none", beta=0.03) / norm).mean(-1)
+        loss = loss + focal.sum() / weight.sum().clamp_min(1) + ((off(boxes[i], target) + 4 * off(points[i], k)) * weight).sum() / weight.sum().clamp_min(1)
+    return loss
+
+
+def detector(seconds, names, batch=96, size=320):
     torch.manual_seed(31)
     net = stack.Detector().to(DEVICE).to(memory_format=torch.channels_last)
-    run = net
-    loop = Loop("detector", [net], seconds, 3e-3, average=0.995, clip=5.0)
+    images, _ = room(names)
+    run = compiled(detector_loss)
+    square = torch.tensor([[70.0, 60.0], [120.0, 60.0], [95.0, 90.0], [75.0, 120.0], [115.0, 120.0]], device=DEVICE).expand(batch, 4, 5, 2).clone()
+    warm(lambda: run(net, images, torch.zeros(batch, 4, dtype=torch.long, device=DEVICE), torch.tensor([50.0, 40.0, 140.0, 150.0], device=DEVICE).expand(batch, 4, 4).clone(), square, size), net)
+    data = Cast(names, into=images)
+
+    def step():
+        index = torch.randint(0, data.count, (batch, 4), device=DEVICE)
+        return run(net, data.images, index, data.box[index], data.keypoints[index], size)
+
+    loop = Loop("detector", [net], seconds, 3e-3, average=0.998, clip=5.0)
     for _ in loop:
-        canvas, box, kps, present = scatter_scenes(data, batch, size)
-        if torch.rand(1) < 0.3:
-            canvas = blur(canvas, 0.5)
-        with autocast():
-            scores, boxes, points = run(canvas.to(memory_format=torch.channels_last))
-        loss = 0
-        count = present.sum()
-        for i, (positive, ignore, target, k) in enumerate(detector_targets(box, kps, present, size)):
-            both = lambda v: v.repeat_interleave(2, 1)          # two anchors a cell, as SCRFD's graphs have
-            positive, ignore, target, k = both(positive), both(ignore), both(target), both(k)
-            p = scores[i][..., 0].float().clamp(1e-5, 1 - 1e-5)
-            focal = torch.where(positive, -0.5 * (1 - p) ** 2 * p.log(), -0.5 * p**2 * (1 - p).log()).masked_fill(ignore, 0)
-            stride = (8, 16, 32)[i]
-            weight = positive.float()[..., None]
-            norm = target.abs().mean(-1, keepdim=True).clamp_min(0.5)
-            near = (F.smooth_l1_loss(boxes[i].float(), target, reduction="none", beta=0.1) / norm).mean(-1) + 2 * (F.smooth_l1_loss(points[i].float(), k, reduction="none", beta=0.1) / norm).mean(-1)
-            loss = loss + focal.sum() / positive.sum().clamp_min(1) + (near * weight[..., 0]).sum() / weight.sum().clamp_min(1)
-        loop.step(loss)
+        loop.step(step())
     loop.use_average()
-    settle_norms(net, (scatter_scenes(data, batch, size)[0] for _ in range(30)))
+
+    def scenes():
+        for _ in range(30):
+            index = torch.randint(0, data.count, (batch, 4), device=DEVICE)
+            yield scatter_scenes(data.images, index, data.box[index], data.keypoints[index], size)[0]
+
+    settle_norms(net, scenes())
     save("detector", net)
+    mark("done")
     test = Cast(["test"], limit=1920)
-    for side in (256, 640):
+    for side in (256, 320, 640):
         errors, found = [], 0
         for i in range(0, test.count, 64):
             rows = torch.arange(i, min(i + 64, test.count), device=DEVICE)
@@ -232,28 +273,58 @@ def best_keypoints(net, x, side):
 
 # --- probe -----------------------------------------------------------------------------------------------------
 
-def probe(seconds, data, batch=256):
+def probe_loss(net, images, keypoints, attributes):
+    x = soften(unit(images))
+    with autocast():
+        k, logits = net(x)
+    loss = 60 * F.smooth_l1_loss(k.float(), keypoints, beta=0.005)
+    for a, part in enumerate(logits.float().split(net.classes, 1)):
+        loss = loss + F.cross_entropy(part, attributes[:, a], label_smoothing=0.02)
+    return loss
+
+
+@torch.no_grad()
+def reconstructions(data, index):
+    """What the autoencoder makes of pictures, as bytes."""
+    vae = load("vae_early" if not os.path.exists(os.path.join(WORK, "vae.pt")) else "vae", stack.vae()).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    run = compiled(lambda x: ((lean.decode(vae, lean.encode(vae, unit(x).to(torch.bfloat16))[0]).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
+    out = torch.empty(len(index), 256, 256, 3, dtype=torch.uint8, device=DEVICE)
+    for i in range(0, len(index), 128):
+        out[i : i + 128] = run(data.images[index[i : i + 128]])
+    return out
+
+
+def probe(seconds, names, batch=256, after=None):
     torch.manual_seed(41)
-    net = stack.Probe(data.classes).to(DEVICE).to(memory_format=torch.channels_last)
-    run = net
-    vae = load("vae", stack.vae(), wait=900).eval()
-    loop = Loop("probe", [net], seconds, 3e-3, decay=0.05, average=0.995, clip=5.0)
+    net = stack.Probe(CLASSES).to(DEVICE).to(memory_format=torch.channels_last)
+    run = compiled(probe_loss)
+    warm(lambda: run(net, torch.zeros(batch, 256, 256, 3, dtype=torch.uint8, device=DEVICE), torch.rand(batch, 10, device=DEVICE), torch.zeros(batch, len(CLASSES), dtype=torch.long, device=DEVICE)), net)
+    data = Cast(names)
+    many = min(16384, data.count // 128 * 128)
+    if SMOKE:
+        many = 0
+
+    def step(images, index):
+        return run(net, images, data.keypoints[index].flatten(1) / 256, data.attributes[index])
+
+    draw = lambda n: torch.randint(0, n, (batch,), device=DEVICE)
+    await_file(after or "vae_early.pt", 2000)
+    await_file("vae_early.pt", 2000)
+    # It will be shown pictures that went through the autoencoder.
+    shown = torch.randperm(data.count, device=DEVICE)[:many]
+    again = reconstructions(data, shown) if many else None
+    loop = Loop("probe", [net], seconds, 3e-3, decay=0.05, average=0.998, clip=5.0)
     for _ in loop:
-        index = torch.randint(0, data.count, (batch,), device=DEVICE)
-        x = data.batch(index)
-        if loop.steps % 4 == 0:          # it will be shown pictures that went through the autoencoder
-            with torch.no_grad(), autocast():
-                x = vae(x, sample_posterior=False).sample.float().clamp(-1, 1)
-        x = soften(x).to(memory_format=torch.channels_last)
-        with autocast():
-            k, logits = run(x)
-        loss = 20 * F.smooth_l1_loss(k.float(), data.keypoints[index].flatten(1) / 256, beta=0.02)
-        for part, a in zip(logits.float().split(net.classes, 1), range(len(net.classes))):
-            loss = loss + F.cross_entropy(part, data.attributes[index, a], label_smoothing=0.02)
-        loop.step(loss)
+        if many and loop.steps % 3 == 0:
+            i = draw(many)
+            loop.step(step(again[i], shown[i]))
+        else:
+            i = draw(data.count)
+            loop.step(step(data.images[i], i))
     loop.use_average()
-    settle_norms(net, (data.batch(torch.randint(0, data.count, (batch,), device=DEVICE)) for _ in range(30)))
+    settle_norms(net, (data.batch(draw(data.count)) for _ in range(30)))
     save("probe", net)
+    mark("done")
     test = Cast(["test"], limit=1920)
     right, errors = [], []
     with torch.no_grad():
@@ -269,17 +340,13 @@ def probe(seconds, data, batch=256):
 
 
 if __name__ == "__main__":
+    # faces.py STAGE SECONDS SETS [FILE TO WAIT FOR]
     start()
-    seconds, names = [budget(s) for s in sys.argv[1].split(",")], sys.argv[2].split(",")
-    ready = {n: prepare(n, 32 if SMOKE else 768) for n in sys.argv[3].split(",") if n in "AB"}
-    data = Cast(names)
-    small = {"batch": 32} if SMOKE else {}
-    for name, s in zip(sys.argv[3].split(","), seconds):
-        if name == "A":
-            encoder("A", *ready["A"], s, data, 512, 28.0, 0.35, **small)
-        elif name == "B":          # on people of its own
-            encoder("B", *ready["B"], s, data, 256, 24.0, 0.30, **small)
-        elif name == "detector":
-            detector(s, data, **({"batch": 8} if SMOKE else {}))
-        else:
-            probe(s, data, **small)
+    name, seconds, names = sys.argv[1], budget(sys.argv[2]), sys.argv[3].split(",")
+    after = {"after": sys.argv[4]} if len(sys.argv) > 4 else {}
+    if name in KINDS:          # B on people of its own
+        encoder(name, seconds, names, **({"batch": 32} if SMOKE else {}), **after)
+    elif name == "detector":
+        detector(seconds, names, **({"batch": 8} if SMOKE else {}))
+    else:
+        probe(seconds, names, **({"batch": 8} if SMOKE else {}), **after)

@@ -1,6 +1,7 @@
-"""The training loop's common parts: learning rate by the clock, averaged weights, several GPUs, curves."""
-import copy
+"""The training loop's common parts: learning rate by the clock, 16-bit arithmetic on 32-bit weights, averaged weights,
+several GPUs, curves."""
 import json
+import math
 import os
 import sys
 import time
@@ -11,13 +12,13 @@ from data import DEVICE, WORK
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def start(seed=7):
+def start(seed=7, together=True):
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     if DEVICE == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if WORLD > 1 and not dist.is_initialized():
+    if together and WORLD > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo")
     torch.manual_seed(seed + RANK)
 
@@ -26,27 +27,52 @@ def autocast():
     return torch.autocast(DEVICE, torch.bfloat16)
 
 
-def compiled(module):
-    return torch.compile(module) if DEVICE == "cuda" and os.environ.get("COMPILE", "1") == "1" else module
+def compiled(function):
+    return torch.compile(function, dynamic=False) if DEVICE == "cuda" and os.environ.get("COMPILE", "1") == "1" else function
 
 
-def share(*modules):
-    """Everyone begins with the first process's weights."""
-    if WORLD > 1:
-        for m in modules:
-            for p in m.parameters():
-                dist.broadcast(p.data, 0)
+def halve(*modules):
+    """16-bit weights to compute with; `Loop` keeps 32-bit ones of its own, which begin at `master`."""
+    for m in modules:
+        for p in m.parameters():
+            p.master = p.detach().float()
+            p.data = p.data.to(torch.bfloat16)
+    return modules[0] if len(modules) == 1 else modules
+
+
+def fill(module, state):
+    """New weights for a module that may already be in 16 bits."""
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value.to(DEVICE))
+            own[name].master = value.to(DEVICE).float()
 
 
 def warm(loss, *modules):
     """Compiles forward and backward on made-up inputs, so that waiting for another stage is not wasted."""
     for _ in range(2):
-        with autocast():
-            value = loss()
-        value.float().mean().backward()
+        loss().float().mean().backward()
     for m in modules:
         m.zero_grad(set_to_none=True)
-    open(os.path.join(WORK, os.path.basename(sys.argv[0]).removesuffix(".py") + ".compiled"), "w").close()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    mark("compiled")
+
+
+def mark(what):
+    """Tells other processes: STAGE.what."""
+    if RANK == 0:
+        open(os.path.join(WORK, f"{os.environ.get('STAGE', os.path.basename(sys.argv[0]).removesuffix('.py'))}.{what}"), "w").close()
+
+
+def await_file(name, seconds=3600):
+    """True once the file is there."""
+    until = time.time() + seconds
+    while not os.path.exists(os.path.join(WORK, name)) and time.time() < until:
+        time.sleep(0.2)
+    return os.path.exists(os.path.join(WORK, name))
 
 
 def budget(text):
@@ -55,16 +81,47 @@ def budget(text):
 
 
 class Loop:
-    """`for progress in loop:` runs for so many seconds after the first few steps (which compile); call `loop.step(loss)` inside."""
+    """`for progress in loop:` runs for so many seconds after the first few steps (which settle); call `loop.step(loss)`
+    inside. All weights are kept as one long vector in 32 bits, so that a step of the optimiser is a few kernels."""
 
-    def __init__(self, name, modules, seconds, rate, decay=0.01, warm=0.03, average=0.999, clip=1.0, floor=0.02):
-        seconds = max(5.0, float(seconds[1:]) - time.time()) if isinstance(seconds, str) else seconds
-        self.name, self.modules, self.seconds, self.rate, self.warm, self.clip, self.floor = name, modules, seconds, rate, warm, clip, floor
+    def __init__(self, name, modules, seconds, rate, decay=0.01, warm=0.03, average=0.999, clip=1.0, floor=0.02, marks=()):
+        self.name, self.modules, self.rate, self.warm, self.clip, self.floor = name, modules, rate, warm, clip, floor
+        self.seconds = seconds
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, rate, betas=(0.9, 0.99), weight_decay=decay, fused=DEVICE == "cuda")
-        self.shadow = [p.detach().clone() for p in self.parameters]
-        self.average, self.steps, self.curve, self.losses = average, 0, [], []
+        self.ordered = [p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in self.parameters]
+        self.zero = torch.zeros(1, device=DEVICE)
+        self.flat = self.join([getattr(p, "master", p).detach() for p in self.parameters])
+        if WORLD > 1:          # everyone begins with the first process's weights
+            dist.broadcast(self.flat, 0)
+        # The modules' weights are windows into one vector of their own type.
+        self.used = self.flat.to(self.parameters[0].dtype)
+        for p, window in zip(self.parameters, self.split(self.used)):
+            p.data = window
+        self.optimizer = torch.optim.AdamW([self.flat], rate, betas=(0.9, 0.99), weight_decay=decay, fused=DEVICE == "cuda")
+        self.shadow = self.flat.clone()
+        self.average, self.steps, self.curve, self.losses, self.marks = average, 0, [], [], sorted(marks)
+        # PROFILE=1: where four steps spend their time.
+        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if os.environ.get("PROFILE") and RANK == 0 else None
         self.born = time.time()
+
+    def join(self, tensors):
+        """One vector, in the order in which memory holds the weights, each beginning at a multiple of 64."""
+        parts = []
+        for t, p, last in zip(tensors, self.parameters, self.ordered):
+            n = p.numel()
+            parts.append(self.zero.to(p.dtype).expand(n) if t is None else (t.permute(0, 2, 3, 1) if last else t).reshape(-1))
+            if n % 64:
+                parts.append(self.zero.to(parts[-1].dtype).expand(64 - n % 64))
+        return torch.cat(parts).float()
+
+    def split(self, flat):
+        out, at = [], 0
+        for p, last in zip(self.parameters, self.ordered):
+            shape = [p.shape[i] for i in (0, 2, 3, 1)] if last else p.shape
+            part = flat[at : at + p.numel()].view(shape)
+            out.append(part.permute(0, 3, 1, 2) if last else part)
+            at += (p.numel() + 63) // 64 * 64
+        return out
 
     def __iter__(self):
         settle = 2          # steps before the clock starts: compiling is not training
@@ -72,12 +129,22 @@ class Loop:
         while self.done < 1.0:
             if self.steps == settle:
                 began = time.time()
+                if isinstance(self.seconds, str):          # until a moment
+                    self.seconds = max(5.0, float(self.seconds[1:]) - began)
             progress = 0.0 if began is None else min(1.0, (time.time() - began) / self.seconds)
-            factor = min(1.0, progress / self.warm + 0.02) * (self.floor + (1 - self.floor) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item()))
+            factor = min(1.0, progress / self.warm + 0.02) * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * factor
             self.progress = progress
+            if self.marks and progress >= self.marks[0][0]:
+                self.marks.pop(0)[1](self)
+            if self.profiler and self.steps == 20:
+                self.profiler.__enter__()
             yield progress
+            if self.profiler and self.steps == 24:
+                torch.cuda.synchronize()
+                self.profiler.__exit__(None, None, None)
+                print(self.profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=60), flush=True)
             if WORLD == 1:
                 self.done = progress
         if self.losses:
@@ -87,25 +154,30 @@ class Loop:
             os.makedirs(os.path.join(WORK, "curves"), exist_ok=True)
             json.dump({"name": self.name, "columns": ["step", "seconds", "loss"], "curve": self.curve}, open(os.path.join(WORK, "curves", self.name + ".json"), "w"))
 
+    @torch.no_grad()
+    def update(self):
+        grad = self.join([p.grad for p in self.parameters])
+        if WORLD > 1:
+            grad = torch.cat([grad, self.zero + self.progress])
+            dist.all_reduce(grad)
+            grad /= WORLD
+            if self.steps % 8 == 0:
+                self.done = grad[-1].item()          # all stop together
+            grad = grad[:-1]
+        length = grad.norm()
+        # A step that is not finite is left out.
+        self.flat.grad = torch.where(length.isfinite(), grad * (self.clip / (length + 1e-6)).clamp_max(1), 0)
+        self.optimizer.step()
+        if self.used is not self.flat:
+            self.used.copy_(self.flat)
+        self.steps += 1
+        self.shadow.lerp_(self.flat, 1 - min(self.average, (1 + self.steps) / (10 + self.steps)))
+
     def step(self, loss):
         loss.backward()
-        if WORLD > 1:
-            grads = [p.grad for p in self.parameters if p.grad is not None]
-            flat = torch.cat([g.reshape(-1) for g in grads] + [torch.tensor([self.progress], device=DEVICE)])
-            dist.all_reduce(flat)
-            flat /= WORLD
-            at = 0
-            for g in grads:
-                g.copy_(flat[at : at + g.numel()].view_as(g))
-                at += g.numel()
-            if self.steps % 8 == 0:
-                self.done = flat[-1].item()          # all stop together
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        keep = min(self.average, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.shadow, self.parameters, 1 - keep)
+        self.update()
+        for p in self.parameters:
+            p.grad = None
         self.losses.append(loss.detach())
         if len(self.losses) == 50:
             self.flush()
@@ -118,22 +190,35 @@ class Loop:
             print(f"{self.name} step {self.steps} {self.progress:.2f} loss {value:.4f}", flush=True)
 
     def use_average(self):
+        """The averaged weights, in 32 bits, from here on."""
         with torch.no_grad():
-            for p, s in zip(self.parameters, self.shadow):
-                p.copy_(s)
+            for m in self.modules:
+                m.float()
+            for p, v in zip(self.parameters, self.split(self.shadow)):
+                p.data = v.clone()
+
+    def save(self, name, module):
+        """The averaged weights of a module while training goes on."""
+        own = {id(p): v for p, v in zip(self.parameters, self.split(self.shadow))}
+        write(name, {k: own.get(id(v), v) for k, v in module.state_dict(keep_vars=True).items()})
 
 
-def save(name, module):
+def write(name, state):
     if RANK == 0:          # whole or not at all: other stages wait for the file
         path = os.path.join(WORK, name + ".pt")
-        torch.save({k: v.detach().half().cpu() if v.is_floating_point() else v.cpu() for k, v in module.state_dict().items()}, path + ".part")
+        torch.save({k: v.detach().half().cpu().contiguous() if v.is_floating_point() else v.cpu() for k, v in state.items()}, path + ".part")
         os.replace(path + ".part", path)
 
 
+def save(name, module):
+    write(name, module.state_dict())
+
+
+def state(name, wait=0):
+    await_file(name + ".pt", wait)
+    return torch.load(os.path.join(WORK, name + ".pt"), map_location="cpu", weights_only=True)
+
+
 def load(name, module, wait=0):
-    path = os.path.join(WORK, name + ".pt")
-    until = time.time() + wait
-    while not os.path.exists(path) and time.time() < until:
-        time.sleep(1)
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    module.load_state_dict(state(name, wait))
     return module.to(DEVICE)

@@ -1,53 +1,57 @@
 #!/bin/bash
-# All stages on one machine: ./run.sh DATASET_BINARY. WORK says where files go, GPUS how many GPUs there are, and
-# the *_END variables at which second after the start each stage ends. Stages start early, compile, and wait for
-# what they need from others.
+# All stages on one machine with two GPUs (or one): ./run.sh DATASET_BINARY. WORK says where files go, GPUS how many
+# GPUs there are, and the *_END variables at which second after the start each stage ends. Stages start early, compile,
+# and wait for what they need from others; a checkpoint that is already there is used as it is.
 cd "$(dirname "$0")" || exit 1
 draw=$1
 export WORK=${WORK:-$PWD/.work} GPUS=${GPUS:-1} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=4
-export TORCHINDUCTOR_CACHE_DIR=$WORK/cache/inductor TRITON_CACHE_DIR=$WORK/cache/triton NCCL_NVLS_ENABLE=0 TORCHINDUCTOR_COMPILE_THREADS=12
+export TORCHINDUCTOR_CACHE_DIR=${CACHE:-$WORK/cache}/inductor TRITON_CACHE_DIR=${CACHE:-$WORK/cache}/triton NCCL_NVLS_ENABLE=0 TORCHINDUCTOR_COMPILE_THREADS=${THREADS:-16}
 mkdir -p "$WORK"
-few=${FEW:-2000} many=${MANY:-12000} judge=${JUDGE:-8000} pictures=8
-began=$(date +%s)
+few=${FEW:-5000} many=${MANY:-19000} judge=${JUDGE:-20000}
+export SETS="train0=${few}x8 train1=${many}x8 train2=${judge}x12"
+began=${BEGAN:-$(date +%s)}
 say() { echo "== $(($(date +%s) - began)) s: $*"; }
 at() { echo "@$((began + $1))"; }
 on() { # on GPU command...: one process on one GPU
   local gpu=$(($1 % GPUS)); shift
   CUDA_VISIBLE_DEVICES=$gpu python3 "$@"
 }
-spread() { # spread N PORT command...: a process on each of the first N GPUs; they average their gradients
-  local n=$(($1 < GPUS ? $1 : GPUS)) port=$2; shift 2
-  for ((r = 0; r < n; r++)); do
-    RANK=$r WORLD_SIZE=$n LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port CUDA_VISIBLE_DEVICES=$r nice -n ${NICE:-0} python3 "$@" &
+spread() { # spread PORT command...: a process on each GPU; they average their gradients
+  local port=$1; shift
+  for ((r = 0; r < GPUS; r++)); do
+    RANK=$r WORLD_SIZE=$GPUS LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port CUDA_VISIBLE_DEVICES=$r nice -n 5 python3 "$@" &
   done
   wait
 }
-set_of() { nice -n 3 "$draw" --out "$WORK/$1" --people "$2" --first "$3" --pictures $pictures --references 2 $4; }
+set_of() { # set_of NAME PEOPLE FIRST PICTURES [--held-out]
+  [ -f "$WORK/$1/truth.json" ] || nice -n 10 "$draw" --out "$WORK/$1" --people "$2" --first "$3" --pictures "$4" --references 2 $5
+}
+need() { [ ! -f "$WORK/$1.pt" ]; }
+after() { until [ -f "$WORK/$1" ] || [ "$(($(date +%s) - began))" -gt "$2" ]; do sleep 0.5; done; }
+stage() { # stage NAME FILE command...: unless FILE is there already
+  local name=$1 file=$2; shift 2
+  if need "$file"; then (STAGE=$name "$@"; say "$name done") >"$WORK/$name.log" 2>&1 & else touch "$WORK/$name.compiled" "$WORK/$name.done"; fi
+}
 
-need() { [ ! -f "$WORK/$1.pt" ]; } # a checkpoint that is already there is used as it is
-after() { until [ -f "$WORK/$1" ] || [ "$(($(date +%s) - began))" -gt "$2" ]; do sleep 1; done; }
-
-# Compiling takes the longest where many compile at once, and everything waits for the autoencoder: it goes first.
-need vae && { (BATCH=${VAE_BATCH:-32} spread ${VAE_GPUS:-1} 29500 vae.py "$(at ${VAE_END:-330})" train0) >"$WORK/vae.log" 2>&1 & }
-need vae || touch "$WORK/vae.compiled"
-(set_of test 240 1000001 --held-out; set_of train0 "$few" 1; say drawn the first; after vae.compiled 90
- set_of train1 "$many" $((few + 1)); say drawn the second; set_of train2 "$judge" 20001; say drawn all) &
-after vae.compiled 90
+# Everything waits for the autoencoder: it compiles alone with the detector, whose pictures are drawn first.
+stage vae vae on 0 vae.py "$(at ${VAE_END:-400})" train0
+stage detector detector on 1 faces.py detector "$(at ${DETECTOR_END:-105})" train0
+(set_of test 240 1000001 8 --held-out; set_of train0 "$few" 1 8; python3 base.py words train0; say drawn the first
+ set_of val 60 1010001 8 --held-out; set_of train1 "$many" $((few + 1)) 8; say drawn the second; set_of train2 "$judge" 30001 12; say drawn all) &
+after vae.compiled 70
 say autoencoder compiled
-need A && { (on ${A_GPU:-0} faces.py "$(at ${A_END:-330})" train0,train1 A) >"$WORK/A.log" 2>&1 & }
-need B && { (on ${B_GPU:-0} faces.py "$(at ${B_END:-420})" train2 B) >"$WORK/B.log" 2>&1 & }
-need probe && { (on ${READERS_GPU:-0} faces.py "$(at ${DETECTOR_END:-200}),$(at ${PROBE_END:-450})" train0 detector,probe) >"$WORK/readers.log" 2>&1 & }
+stage A A on 1 faces.py A "$(at ${A_END:-205})" train0,train1 detector.done
+stage B B on 1 faces.py B "$(at ${B_END:-315})" train2 A.done
+stage probe probe on 1 faces.py probe "$(at ${PROBE_END:-395})" train0 vae_early.pt
 after train0/truth.json 120
-python3 base.py words train0
-export TORCHINDUCTOR_COMPILE_THREADS=8
-need unet && { (NICE=5 spread 8 29501 base.py "$(at ${BASE_END:-720})" train0,train1; say base done) >"$WORK/base.log" 2>&1 & }
-need unet || touch "$WORK/base.compiled"
+stage base unet spread 29501 base.py "$(at ${BASE_END:-615})" train0,train1
 after base.compiled 330
-need identitynet && { (NICE=5 spread 8 29502 identity.py "$(at ${IDENTITY_END:-1350})" train0,train1; say identity done) >"$WORK/identity.log" 2>&1 & }
-wait
-say trained
-cases=("both;both at 0.8" "text only;IdentityNet only" "adapter only" "both, no identity;both, another's")
-for i in 0 1 2 3; do on $i evaluate.py 240 ${GUIDANCE:-3.0} "${cases[$i]}" evaluation$i >"$WORK/evaluate$i.log" 2>&1 & done
+stage pairs pairs spread 0 identity.py prepare train0,train1
+stage identity resampler spread 29502 identity.py "$(at ${IDENTITY_END:-1300})" train0,train1
+after identity.compiled 500
+cases=("both;text only;both at 0.8;curve0" "IdentityNet only;adapter only;both, another's;both, no identity;curve1")
+for i in 0 1; do
+  (export AFTER=identity.done STAGE=evaluate$i; on $i evaluate.py ${PEOPLE:-240} "$([ $i = 1 ] && echo choose || echo chosen)" "${cases[$i]}" evaluation$i) >"$WORK/evaluate$i.log" 2>&1 &
+done
 wait
 say evaluated
-touch "$WORK/done"

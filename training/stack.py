@@ -209,8 +209,8 @@ class JudgeB(nn.Module):
 
     def __init__(self, dim=256):
         super().__init__()
-        self.net = nn.Sequential(conv(3, 32, 2, 5), Step(32), conv(32, 56, 2), Step(56), conv(56, 88, 2), Step(88), conv(88, 112, 2), Step(112),
-                                 nn.Conv2d(112, 14, 1, bias=False), nn.BatchNorm2d(14), nn.Flatten(), nn.Linear(14 * 49, dim), nn.BatchNorm1d(dim, affine=False))
+        self.net = nn.Sequential(conv(3, 32, 2, 5), Step(32), conv(32, 56, 2), Step(56), Step(56), conv(56, 88, 2), Step(88), Step(88), conv(88, 112, 2), Step(112),
+                                 nn.Conv2d(112, 10, 1, bias=False), nn.BatchNorm2d(10), nn.Flatten(), nn.Linear(10 * 49, dim), nn.BatchNorm1d(dim, affine=False))
 
     def forward(self, x):
         return self.net(x)
@@ -250,20 +250,36 @@ class Detector(nn.Module):
 
 
 class Probe(nn.Module):
-    """Reads what a picture shows: keypoints and the scene's choices. [b, 3, 256, 256] in -1..1."""
+    """Reads what a picture shows: keypoints and the scene's choices. [b, 3, 256, 256] in -1..1.
+
+    The keypoints are the means of five maps of 64x64 that say how likely each place is, as shares of the side."""
 
     def __init__(self, classes):
         super().__init__()
         self.classes = classes
-        self.net = nn.Sequential(conv(3, 24, 2, 5), conv(24, 40, 2), Step(40), conv(40, 64, 2), Step(64), conv(64, 96, 2), Step(96),
-                                 conv(96, 96, 2), nn.Conv2d(96, 24, 1))
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(24 * 64, 160), nn.ReLU())
-        self.keypoints = nn.Linear(160, 10)
+        self.s4 = nn.Sequential(conv(3, 24, 2, 5), conv(24, 40, 2), Step(40))
+        self.s8 = nn.Sequential(conv(40, 64, 2), Step(64))
+        self.s16 = nn.Sequential(conv(64, 88, 2), Step(88))
+        self.s32 = nn.Sequential(conv(88, 96, 2), nn.Conv2d(96, 20, 1))
+        self.l4, self.l8, self.l16 = nn.Conv2d(40, 32, 1), nn.Conv2d(64, 32, 1), nn.Conv2d(88, 32, 1)
+        self.maps = nn.Sequential(conv(32, 32), nn.Conv2d(32, 5, 3, 1, 1))
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(20 * 64, 160), nn.ReLU())
         self.attributes = nn.Linear(160, sum(classes))
+        line = (torch.arange(64) + 0.5) / 64
+        self.register_buffer("line", torch.stack([line, torch.ones(64)], 1), persistent=False)
 
     def forward(self, x):
-        h = self.hidden(self.net(x))
-        return self.keypoints(h), self.attributes(h)
+        a = self.s4(x)
+        b = self.s8(a)
+        c = self.s16(b)
+        up = lambda v: F.interpolate(v, scale_factor=2.0, mode="nearest")
+        m = self.maps(self.l4(a) + up(self.l8(b) + up(self.l16(c)))).float().reshape(-1, 64 * 64)
+        with torch.autocast(x.device.type, enabled=False):
+            # Mean place and share of each row, then over the rows: x from the places, y from the shares.
+            rows = (torch.softmax(m, 1).reshape(-1, 64) @ self.line).reshape(-1, 64, 2)
+            x, y = rows[..., 0] @ self.line[:, 1:], rows[..., 1] @ self.line[:, :1]
+            k = torch.cat([x, y], 1)
+        return k.reshape(-1, 10), self.attributes(self.hidden(self.s32(c)))
 
 
 def count(module):

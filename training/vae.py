@@ -3,68 +3,67 @@ import json
 import os
 import sys
 import torch
-import torch.nn.functional as F
+import lean
 import stack
-from data import Cast, DEVICE, WORK, SMOKE
-from loop import Loop, RANK, autocast, budget, compiled, save, share, start, warm
+from data import Cast, DEVICE, WORK, SMOKE, unit
+from loop import Loop, RANK, autocast, budget, compiled, halve, mark, save, start, warm
 
 
 def gradients(x):
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-class Trainer(torch.nn.Module):
-    def __init__(self, vae):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, x):
-        posterior = self.vae.encode(x).latent_dist
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        y = self.vae.decode(z.to(x.dtype)).sample.float()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        edges = sum((a - b).abs().mean() for a, b in zip(gradients(x), gradients(y)))
-        return (x - y).abs().mean() + 2 * (x - y).square().mean() + 0.4 * edges + 2e-5 * kl, kl
+def losses(vae, images, noise):
+    x = unit(images)
+    mean, logvar = lean.encode(vae, x.to(noise.dtype))
+    mean, logvar = mean.float(), logvar.float().clamp(-30, 20)
+    z = mean + torch.exp(0.5 * logvar) * noise.float()
+    y = lean.decode(vae, z.to(noise.dtype)).float()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    edges = sum((a - b).abs().mean() for a, b in zip(gradients(x), gradients(y)))
+    return (x - y).abs().mean() + 2 * (x - y).square().mean() + 0.4 * edges + 2e-5 * kl
 
 
-def main(seconds, names, batch=32):
+@torch.no_grad()
+def measure(vae, test):
+    """Signal to noise on the test pictures, and the latents' spread, which gives the scaling factor."""
+    errors, values = [], []
+    with autocast():
+        for i in range(0, min(test.count, 640), 32):
+            x = test.batch(torch.arange(i, min(i + 32, test.count), device=DEVICE))
+            z = vae.encode(x).latent_dist.mean
+            errors.append(((x - vae.decode(z).sample.float().clamp(-1, 1)) / 2).square().mean((1, 2, 3)))
+            values.append(z.float())
+    errors, values = torch.cat(errors), torch.cat(values)
+    psnr = -10 * errors.log10()
+    return {"psnr": psnr.mean().item(), "psnr_of_mean_error": (-10 * errors.mean().log10()).item(),
+            "by_style": {s: round(psnr[test.attributes[: len(psnr), 0] == i].mean().item(), 2) for i, s in enumerate(test.info["attributes"]["style"])},
+            "scaling_factor": 1 / values.std().item(), "channel_std": values.std((0, 2, 3)).tolist(), "channel_mean": values.mean((0, 2, 3)).tolist()}
+
+
+def main(seconds, names, batch):
     start()
-    vae = stack.vae().to(DEVICE).to(memory_format=torch.channels_last)
-    trainer = compiled(Trainer(vae))
-    warm(lambda: trainer(torch.randn(batch, 3, 256, 256, device=DEVICE).to(memory_format=torch.channels_last))[0], vae)
+    torch.manual_seed(5)
+    vae = halve(stack.vae().to(DEVICE).to(memory_format=torch.channels_last))
+    run = compiled(losses)
+    draw = lambda: torch.randn(batch, 4, 32, 32, device=DEVICE, dtype=torch.bfloat16)
+    warm(lambda: run(vae, torch.randint(0, 256, (batch, 256, 256, 3), dtype=torch.uint8, device=DEVICE), draw()), vae)
     data = Cast(names)
-    share(vae)
     torch.manual_seed(100 + RANK)
-    loop = Loop("vae", [vae], seconds, 1.5e-3, average=0.998)
+    # The probe is shown reconstructions before the autoencoder is finished.
+    loop = Loop("vae", [vae], seconds, 1.5e-3, average=0.998, marks=[(0.75, lambda l: l.save("vae_early", vae))])
     for _ in loop:
         index = torch.randint(0, data.count, (batch,), device=DEVICE)
-        x = data.batch(index).to(memory_format=torch.channels_last)
-        with autocast():
-            loss, kl = trainer(x)
-        loop.step(loss)
+        loop.step(run(vae, data.images[index], draw()))
     loop.use_average()
     if RANK:
         return
     vae.eval()
-    # Spread of the latents gives the scaling factor; quality is measured on the test people where they are at hand.
-    test = Cast(["test"]) if os.path.exists(os.path.join(WORK, "test")) else data
-    errors, values = [], []
-    with torch.no_grad(), autocast():
-        for i in range(0, min(test.count, 640), 32):
-            x = test.batch(torch.arange(i, min(i + 32, test.count), device=DEVICE))
-            z = vae.encode(x).latent_dist.mean
-            y = vae.decode(z).sample.float().clamp(-1, 1)
-            errors.append(((x - y) / 2).square().mean((1, 2, 3)))
-            values.append(z.float())
-    errors, values = torch.cat(errors), torch.cat(values)
-    psnr = (-10 * errors.log10())
-    by_style = {s: round(psnr[test.attributes[: len(psnr), 0] == i].mean().item(), 2) for i, s in enumerate(test.info["attributes"]["style"])}
-    report = {"psnr": psnr.mean().item(), "psnr_of_mean_error": (-10 * errors.mean().log10()).item(), "by_style": by_style,
-              "scaling_factor": 1 / values.std().item(), "channel_std": values.std((0, 2, 3)).tolist(), "channel_mean": values.mean((0, 2, 3)).tolist()}
+    report = measure(vae, Cast(["test"]) if os.path.exists(os.path.join(WORK, "test")) else data)
     print(json.dumps(report), flush=True)
     json.dump(report, open(os.path.join(WORK, "vae.json"), "w"))
     save("vae", vae)
+    mark("done")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def save(folder, vocabulary, merges):
         path = os.path.join(folder, name)
         os.makedirs(path, exist_ok=True)
         dump = lambda file, value: json.dump(value, open(os.path.join(path, file), "w", encoding="utf-8"), ensure_ascii=False, indent=1)
-        json.dump(vocabulary, open(os.path.join(path, "vocab.json"), "w", encoding="utf-8"), ensure_ascii=False)
+        json.dump(vocabulary, open(os.path.join(path, "vocab.json"), "w", encoding="utf-8"), ensure_ascii=False, separators=(",", ":"))
         with open(os.path.join(path, "merges.txt"), "w", encoding="utf-8") as f:
             f.write("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
         special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad}

@@ -87,9 +87,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut rows = BufWriter::new(File::create(args.out.join("truth.f32"))?);
     let mut captions = BufWriter::new(File::create(args.out.join("captions.txt"))?);
     let start = std::time::Instant::now();
-    // Blocks of people keep memory small and the order fixed whatever the number of cores.
-    for block in (0..args.people).step_by(64) {
-        let people: Vec<u64> = (block..(block + 64).min(args.people)).collect();
+    // Blocks of people keep memory small and the order fixed whatever the number of cores. One block is written while
+    // the next is drawn.
+    let (send, receive) = std::sync::mpsc::sync_channel::<Vec<(Scene, cast::Picture)>>(2);
+    let writer = std::thread::spawn(move || -> std::io::Result<()> {
+        for (scene, picture) in receive.into_iter().flatten() {
+            images.write_all(&picture.rgb)?;
+            for value in row(&scene, &picture.truth) {
+                rows.write_all(&value.to_le_bytes())?;
+            }
+            writeln!(captions, "{}", picture.truth.caption)?;
+        }
+        images.flush()?;
+        rows.flush()?;
+        captions.flush()
+    });
+    for block in (0..args.people).step_by(128) {
+        let people: Vec<u64> = (block..(block + 128).min(args.people)).collect();
         let drawn: Vec<_> = people
             .par_iter()
             .map(|&i| -> Result<_, cast::Error> {
@@ -105,15 +119,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     .collect::<Result<Vec<_>, _>>()
             })
             .collect::<Result<Vec<_>, _>>()?;
-        for (scene, picture) in drawn.iter().flatten() {
-            images.write_all(&picture.rgb)?;
-            for value in row(scene, &picture.truth) {
-                rows.write_all(&value.to_le_bytes())?;
-            }
-            writeln!(captions, "{}", picture.truth.caption)?;
+        if send.send(drawn.into_iter().flatten().collect()).is_err() {
+            break; // the writer has failed, and says why below
         }
     }
-    images.flush()?;
+    drop(send);
+    writer.join().map_err(|_| "the writer stopped")??;
+
     let names = |all: Vec<&'static str>| serde_json::json!(all);
     let json = serde_json::json!({
         "people": args.people, "pictures": args.pictures, "size": args.size, "first": args.first, "references": args.references,
