@@ -34,9 +34,12 @@ pub(crate) fn pack<T: Product>(weight: &Tensor, options: ConvOptions) -> Result<
         return Ok(Weights::Tiles(winograd::Weights::new::<T>(weight, size)?));
     }
     let data = weight.data::<T>();
-    let columns = PackedColumns::new::<T>(n, kh * kw * c, |column, depth| {
-        let (tap, channel) = (depth / c, depth % c);
-        data[(column * c + channel) * kh * kw + tap]
+    let taps = kh * kw;
+    let columns = PackedColumns::new::<T>(n, taps * c, |column, out| {
+        let kernel = &data[column * c * taps..][..c * taps];
+        for (tap, out) in out.chunks_exact_mut(c).enumerate() {
+            out.iter_mut().zip(kernel[tap..].iter().step_by(taps)).for_each(|(o, x)| *o = *x);
+        }
     })?;
     Ok(Weights::Direct(columns))
 }

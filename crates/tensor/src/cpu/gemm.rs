@@ -98,16 +98,16 @@ pub(crate) struct PackedColumns {
 }
 
 impl PackedColumns {
-    /// Packs the matrix whose element (column, depth) is `at(column, depth)`.
-    pub(crate) fn new<T: Product>(columns: usize, depth: usize, at: impl Fn(usize, usize) -> T + Sync) -> Result<Self> {
+    /// Packs the matrix whose column `line(column, out)` writes, `depth` elements.
+    pub(crate) fn new<T: Product>(columns: usize, depth: usize, line: impl Fn(usize, &mut [T]) + Sync) -> Result<Self> {
         let units = packed_units::<T>(depth);
         let panels = columns.div_ceil(NR);
         let block = Block::new(panels * units * NR * 4)?;
         // SAFETY: the block holds that many u32 and is not shared yet.
         let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * units * NR) };
-        data.par_chunks_mut((units * NR).max(1)).enumerate().for_each(|(panel, out)| {
+        data.par_chunks_mut((units * NR).max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
             let (out, rest) = out.split_at_mut(self::units::<T>(depth) * NR);
-            pack_panel(out, panel * NR, columns, depth, &at);
+            pack_panel(out, panel * NR..columns, depth, &line, staged);
             rest.fill(0);
         });
         Ok(PackedColumns { columns, depth, units, block })
@@ -144,28 +144,26 @@ impl PackedColumns {
     }
 }
 
-/// Packs one panel: `NR` columns from `first`, zero beyond the matrix.
-#[inline]
-pub(crate) fn pack_panel<T: Product>(
+/// Packs one panel: the first `NR` of `columns`, zeros where there are fewer.
+fn pack_panel<T: Product>(
     out: &mut [u32],
-    first: usize,
-    columns: usize,
+    columns: std::ops::Range<usize>,
     depth: usize,
-    at: impl Fn(usize, usize) -> T,
+    line: impl Fn(usize, &mut [T]),
+    staged: &mut Vec<u32>,
 ) {
-    let zero = T::from_f32(0.0);
-    for j in 0..NR {
-        let column = first + j;
-        if column >= columns {
-            out.iter_mut().skip(j).step_by(NR).for_each(|o| *o = 0);
-            continue;
-        }
-        for (unit, o) in out.iter_mut().skip(j).step_by(NR).enumerate() {
-            let k = unit * T::PER_UNIT;
-            let second = if T::PER_UNIT == 2 && k + 1 < depth { at(column, k + 1) } else { zero };
-            *o = T::unit([at(column, k), second]);
-        }
+    let units = units::<T>(depth);
+    staged.resize(NR * units, 0);
+    staged[columns.len().min(NR) * units..].fill(0);
+    for (column, staged) in columns.zip(staged.chunks_exact_mut(units).take(NR)) {
+        // An odd depth leaves half of the last unit.
+        staged[units - 1] = 0;
+        // SAFETY: a line of u32 is at least `depth` elements of T, aligned for it.
+        line(column, unsafe { std::slice::from_raw_parts_mut(staged.as_mut_ptr().cast::<T>(), depth) });
     }
+    let lines = std::array::from_fn(|j| staged[j * units..].as_ptr());
+    // SAFETY: every line has `units` units.
+    unsafe { interleave::<NR>(lines, units, out) };
 }
 
 /// The left-hand side, wherever it lies.

@@ -12,7 +12,7 @@ use crate::{Result, Tensor};
 pub(crate) fn pack<T: Product>(weight: &Tensor) -> Result<PackedColumns> {
     let (n, k) = (weight.dim(0), weight.dim(1));
     let data = weight.data::<T>();
-    PackedColumns::new::<T>(n, k, |column, depth| data[column * k + depth])
+    PackedColumns::new::<T>(n, k, |column, out| out.copy_from_slice(&data[column * k..][..k]))
 }
 
 /// `activation(x W^T + bias) + residual` over the last dimension.
