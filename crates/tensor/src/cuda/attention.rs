@@ -9,11 +9,15 @@ use crate::{DType, Error, Result, Tensor};
 /// Widths of a head for which the kernel on tensor cores is compiled; others take the next.
 pub(super) const HEADS: [usize; 8] = [16, 32, 48, 64, 80, 96, 128, 160];
 
-/// Queries of a block: of the general kernel and of the one on tensor cores.
-const QUERIES: [usize; 2] = [16, 64];
+/// Queries of a block of the general kernel.
+const QUERIES: usize = 16;
+/// Up to this width of a head there is a kernel with twice as many queries in a block, for one branch.
+const NARROW: usize = 64;
 /// The widest head that it takes.
 const WIDEST: usize = 512;
 
+/// From so many queries on blocks of twice as many still fill the card.
+const MANY: usize = 512;
 /// From this width of a head and so many queries and keys on, two products with a softmax between them are faster.
 const WIDE: usize = 64;
 /// Bytes of scores that are held at once.
@@ -64,7 +68,8 @@ pub(crate) fn forward(
     // Tensor cores take 16-bit numbers, and tiles travel in pieces of 16 bytes.
     let pieces = [queries, k, v, k2, v2].iter().all(|at| at % 16 == 0)
         && [d, row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].iter().all(|n| n % 8 == 0);
-    let head = HEADS.into_iter().find(|&head| head >= d && dtype != DType::F32 && gpu.arch >= 80 && pieces);
+    let head =
+        HEADS.into_iter().find(|&head| head >= d && dtype != DType::F32 && gpu.arch >= 80 && pieces && scale > 0.0);
     if head.is_none()
         && d >= WIDE
         && n.min(kv.k.dim(1)) >= WIDE
@@ -74,12 +79,13 @@ pub(crate) fn forward(
     {
         return Ok(out);
     }
-    let (block, shared) = match head {
-        Some(head) => (QUERIES[1], 4 * 64 * (head + 8) * 2),
-        None => (QUERIES[0], QUERIES[0] * d * 4),
+    let (name, block, shared) = match head {
+        Some(head) if head <= NARROW && second.is_none() && n >= MANY => ("attend_many", 128, 4 * 64 * (head + 8) * 2),
+        Some(head) => ("attend", 64, 4 * 64 * (head + 8) * 2),
+        None => ("attend", QUERIES, QUERIES * d * 4),
     };
     let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
-    let kernel = gpu.kernel_for(Family::Attention, head.unwrap_or(0), "attend", Some(dtype), shared)?;
+    let kernel = gpu.kernel_for(Family::Attention, head.unwrap_or(0), name, Some(dtype), shared)?;
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
     let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);
     let (causal, weight) = (i32::from(causal), second.map_or(0.0, |(_, weight)| weight));

@@ -140,9 +140,10 @@ __device__ __forceinline__ void attend(const T *q, const T *k, const T *v, const
 KERNELS(attend, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
 
 #else
-// Heads of up to HEAD numbers, f16 or bf16, on tensor cores (mma.sync): 64 queries of one head in a block of four
-// warps, 16 rows each; tiles of 64 keys and values in shared memory, the next one on its way while one is worked on.
-// Scores, weights and sums stay in registers. Bound: tensor cores and exponentials; 4 n m d operations.
+// Heads of up to HEAD numbers, f16 or bf16, on tensor cores (mma.sync): a block of four warps has 16 or 32 queries of one
+// head for each warp; tiles of 64 keys and values lie in shared memory, the next one on its way while one is worked on.
+// Scores, weights and sums stay in registers. With 32 queries what is read from shared memory serves twice as many
+// products; with 16 there is room for the sum of two branches. Bound: tensor cores and exponentials; 4 n m d operations.
 
 #define KEYS 64
 // Rows of a tile are 16 bytes longer than they need be, so that eight rows lie in different banks.
@@ -210,21 +211,25 @@ __device__ __forceinline__ void stage(u16 *tile, const u16 *x, int base, int row
     }
 }
 
-// One branch for the 64 queries of the block: out += weight * softmax(q k^T) v. `q` holds the warp's fragments,
-// `factor` is the scale times log2(e), `first` the warp's first query.
-template <typename T>
-__device__ __forceinline__ void branch(const u32 (&q)[STEPS][4], u16 *tiles, const u16 *k, const u16 *v, int m, int d,
-                                       i64 stride, int first, int block_end, float factor, int causal, float weight,
-                                       float (&out)[TILES][4]) {
+// One branch for the queries of the block: acc = weight * softmax(q k^T) v. `q` holds the warp's fragments, 16 queries in
+// each of M, `factor` is the scale times log2(e), `first` the warp's first query.
+template <typename T, int M>
+__device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, const u16 *k, const u16 *v, int m,
+                                       int d, i64 stride, int first, int block_end, float factor, int causal,
+                                       float weight, float (&acc)[M][TILES][4]) {
     int lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
     // Two pairs of tiles: keys and values of this round and of the next.
     const int PAIR = 2 * KEYS * ROW;
-    float acc[TILES][4];
+    float highest[M][2], total[M][2];
 #pragma unroll
-    for (int j = 0; j < TILES; j++)
+    for (int part = 0; part < M; part++) {
+        highest[part][0] = highest[part][1] = -INFINITY;
+        total[part][0] = total[part][1] = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 4; i++) acc[j][i] = 0.0f;
-    float highest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) acc[part][j][i] = 0.0f;
+    }
     int end = causal && block_end < m ? block_end : m;
     stage(tiles, k, 0, m, d, stride);
     stage(tiles + KEYS * ROW, v, 0, m, d, stride);
@@ -241,11 +246,13 @@ __device__ __forceinline__ void branch(const u32 (&q)[STEPS][4], u16 *tiles, con
             fetch_wait<0>();
         }
         __syncthreads();
-        float s[8][4];
+        float s[M][8][4];
 #pragma unroll
-        for (int j = 0; j < 8; j++)
+        for (int part = 0; part < M; part++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[j][i] = 0.0f;
+            for (int j = 0; j < 8; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[part][j][i] = 0.0f;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
@@ -253,118 +260,165 @@ __device__ __forceinline__ void branch(const u32 (&q)[STEPS][4], u16 *tiles, con
                 // Keys j 8 .. j 8 + 16 and 16 numbers of each.
                 u32 b[4];
                 load4(b, keys + (j * 8 + lane / 16 * 8 + lane % 8) * ROW + step * 16 + lane / 8 % 2 * 8);
-                mma(s[j], q[step], b[0], b[1], T());
-                mma(s[j + 1], q[step], b[2], b[3], T());
+#pragma unroll
+                for (int part = 0; part < M; part++) {
+                    mma(s[part][j], q[part][step], b[0], b[1], T());
+                    mma(s[part][j + 1], q[part][step], b[2], b[3], T());
+                }
             }
         }
-        // Rows group and group + 8; columns base + 8 j + place and the next.
-        float top[2] = {highest[0], highest[1]};
+        if (causal || base + KEYS > m) {
+            // Rows group and group + 8; columns base + 8 j + place and the next.
 #pragma unroll
-        for (int j = 0; j < 8; j++)
+            for (int part = 0; part < M; part++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int key = base + j * 8 + place + i % 2, query = first + group + i / 2 * 8;
-                s[j][i] = key < m && (!causal || key <= query) ? s[j][i] * factor : -INFINITY;
-                top[i / 2] = fmaxf(top[i / 2], s[j][i]);
-            }
-        float change[2];
+                for (int j = 0; j < 8; j++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
-            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
-            // A query may see none of these keys; then nothing changes.
-            float safe = top[h] == -INFINITY ? 0.0f : top[h];
-            change[h] = power_of_two(highest[h] - safe);
-            highest[h] = top[h];
-            top[h] = safe;
-            total[h] *= change[h];
+                    for (int i = 0; i < 4; i++) {
+                        int key = base + j * 8 + place + i % 2, query = first + part * 16 + group + i / 2 * 8;
+                        if (key >= m || (causal && key > query)) s[part][j][i] = -INFINITY;
+                    }
         }
 #pragma unroll
-        for (int j = 0; j < 8; j++)
+        for (int part = 0; part < M; part++) {
+            float top[2] = {highest[part][0], highest[part][1]}, change[2];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                s[j][i] = power_of_two(s[j][i] - top[i / 2]);
-                total[i / 2] += s[j][i];
+            for (int j = 0; j < 8; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], s[part][j][i]);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
+                top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
+                // A query may see none of these keys; then nothing changes.
+                float safe = top[h] == -INFINITY ? 0.0f : top[h] * factor;
+                change[h] = power_of_two(highest[part][h] * factor - safe);
+                highest[part][h] = top[h];
+                top[h] = safe;
+                total[part][h] *= change[h];
             }
 #pragma unroll
-        for (int j = 0; j < TILES; j++)
+            for (int j = 0; j < 8; j++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) acc[j][i] *= change[i / 2];
+                for (int i = 0; i < 4; i++) {
+                    s[part][j][i] = power_of_two(s[part][j][i] * factor - top[i / 2]);
+                    total[part][i / 2] += s[part][j][i];
+                }
+#pragma unroll
+            for (int j = 0; j < TILES; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) acc[part][j][i] *= change[i / 2];
+        }
 #pragma unroll
         for (int step = 0; step < 4; step++) {
             // The scores' registers are the weights' fragments as they lie.
-            u32 a[4] = {pair(s[2 * step][0], s[2 * step][1], T()), pair(s[2 * step][2], s[2 * step][3], T()),
-                        pair(s[2 * step + 1][0], s[2 * step + 1][1], T()),
-                        pair(s[2 * step + 1][2], s[2 * step + 1][3], T())};
+            u32 a[M][4];
+#pragma unroll
+            for (int part = 0; part < M; part++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float(&from)[4] = s[part][2 * step + i / 2];
+                    a[part][i] = pair(from[i % 2 * 2], from[i % 2 * 2 + 1], T());
+                }
 #pragma unroll
             for (int j = 0; j < TILES; j += 2) {
                 u32 b[4];
                 load4_transposed(b, values + (step * 16 + lane % 16) * ROW + j * 8 + lane / 16 * 8);
-                mma(acc[j], a, b[0], b[1], T());
-                mma(acc[j + 1], a, b[2], b[3], T());
+#pragma unroll
+                for (int part = 0; part < M; part++) {
+                    mma(acc[part][j], a[part], b[0], b[1], T());
+                    mma(acc[part][j + 1], a[part], b[2], b[3], T());
+                }
             }
         }
         __syncthreads();
     }
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 1);
-        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 2);
-        total[h] = weight / total[h];
+    for (int part = 0; part < M; part++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            total[part][h] += __shfl_xor_sync(0xffffffffu, total[part][h], 1);
+            total[part][h] += __shfl_xor_sync(0xffffffffu, total[part][h], 2);
+            total[part][h] = weight / total[part][h];
+        }
+#pragma unroll
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) acc[part][j][i] *= total[part][i / 2];
     }
-#pragma unroll
-    for (int j = 0; j < TILES; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[j][i] += acc[j][i] * total[i / 2];
 }
 
-// As the general kernel; d is a multiple of 8 and at most HEAD, rows begin at multiples of 16 bytes. Grid (n / 64,
-// heads, b), 128 threads, 4 * 64 * ROW numbers of shared memory.
-template <typename T>
-__device__ __forceinline__ void attend(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
-                                       Counts counts, Strides strides, float scale, int causal, float weight) {
+// As the general kernel, with M times 64 queries in a block and two branches only where M is 1; d is a multiple of 8 and
+// at most HEAD, rows begin at multiples of 16 bytes, the scale is positive. Grid (n / (64 M), heads, b), 128 threads,
+// 4 * 64 * ROW numbers of shared memory.
+template <typename T, int M>
+__device__ __forceinline__ void attend_rows(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
+                                            Counts counts, Strides strides, float scale, int causal, float weight) {
     extern __shared__ u16 tiles[];
     int n = counts.n, d = counts.d, head = blockIdx.y, picture = blockIdx.z;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
-    int block = blockIdx.x * 64, first = block + warp * 16;
-    // The block's queries by way of the first tile.
-    stage(tiles, (const u16 *)q + (i64)picture * n * strides.q + head * d, block, n, d, strides.q);
+    int block = blockIdx.x * 64 * M, first = block + warp * 16 * M;
+    // The block's queries by way of the first tiles.
+    const u16 *mine = (const u16 *)q + (i64)picture * n * strides.q + head * d;
+#pragma unroll
+    for (int part = 0; part < M; part++) stage(tiles + part * KEYS * ROW, mine, block + part * 64, n, d, strides.q);
     fetch_commit();
     fetch_wait<0>();
     __syncthreads();
-    u32 fragments[STEPS][4];
+    u32 fragments[M][STEPS][4];
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        load4(fragments[step], tiles + (warp * 16 + lane % 16) * ROW + step * 16 + lane / 16 * 8);
-    }
+    for (int part = 0; part < M; part++)
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            load4(fragments[part][step],
+                  tiles + ((warp * M + part) * 16 + lane % 16) * ROW + step * 16 + lane / 16 * 8);
+        }
     __syncthreads();
-    float sum[TILES][4];
-#pragma unroll
-    for (int j = 0; j < TILES; j++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[j][i] = 0.0f;
+    float sum[M][TILES][4];
     float factor = scale * 1.4426950408889634f;
     i64 at = (i64)picture * counts.m * strides.k + head * d;
-    branch<T>(fragments, tiles, (const u16 *)k + at, (const u16 *)v + at, counts.m, d, strides.k, first, block + 64,
-              factor, causal, 1.0f, sum);
-    if (k2) {
+    branch<T, M>(fragments, tiles, (const u16 *)k + at, (const u16 *)v + at, counts.m, d, strides.k, first,
+                 block + 64 * M, factor, causal, 1.0f, sum);
+    if (M == 1 && k2) {
+        float second[M][TILES][4];
         at = (i64)picture * counts.m2 * strides.k2 + head * d;
-        branch<T>(fragments, tiles, (const u16 *)k2 + at, (const u16 *)v2 + at, counts.m2, d, strides.k2, first,
-                  block + 64, factor, 0, weight, sum);
+        branch<T, M>(fragments, tiles, (const u16 *)k2 + at, (const u16 *)v2 + at, counts.m2, d, strides.k2, first,
+                     block + 64 * M, factor, 0, weight, second);
+#pragma unroll
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[0][j][i] += second[0][j][i];
     }
     u16 *to = (u16 *)out + (i64)picture * n * counts.heads * d + head * d;
 #pragma unroll
-    for (int j = 0; j < TILES; j++)
+    for (int part = 0; part < M; part++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int row = first + group + h * 8, column = j * 8 + place;
-            if (row < n && column < d) {
-                *(u32 *)(to + (i64)row * counts.heads * d + column) = pair(sum[j][2 * h], sum[j][2 * h + 1], T());
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                int row = first + part * 16 + group + h * 8, column = j * 8 + place;
+                if (row < n && column < d) {
+                    *(u32 *)(to + (i64)row * counts.heads * d + column) =
+                        pair(sum[part][j][2 * h], sum[part][j][2 * h + 1], T());
+                }
             }
-        }
 }
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+template <typename T>
+__device__ __forceinline__ void attend(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
+                                       Counts counts, Strides strides, float scale, int causal, float weight) {
+    attend_rows<T, 1>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);
+}
 KERNEL_OF(attend, f16, f16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
 KERNEL_OF(attend, bf16, bf16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
+#if HEAD <= 64
+template <typename T>
+__device__ __forceinline__ void attend_many(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
+                                            Counts counts, Strides strides, float scale, int causal, float weight) {
+    attend_rows<T, 2>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);
+}
+KERNEL_OF(attend_many, f16, f16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
+KERNEL_OF(attend_many, bf16, bf16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
+#endif
 #endif
 #endif
