@@ -321,7 +321,10 @@ fn denoise(plan: &Plan, networks: &Networks, image: usize, observe: &mut Observe
     let mut driver = Driver {
         model: &mut |step, x, timestep| {
             let identitynet_works = plan.identitynet_works(step, total);
-            plan.compute.device.run(|| networks.predict(plan, x, timestep, identitynet_works))
+            let out = plan.compute.device.run(|| networks.predict(plan, x, timestep, identitynet_works))?;
+            // So that progress and stopping speak of what is done, not of what a GPU was asked to do.
+            plan.compute.device.synchronize()?;
+            Ok(out)
         },
         noise: &mut || noise.draw(),
         observer: &mut |step| {

@@ -37,7 +37,7 @@ impl Loader {
         match dtype {
             DType::BF16 => Tensor::write_bf16_bits(&self.device, shape, |out| Ok(view.read_bf16(out)?)),
             DType::F32 => Tensor::write_f32(&self.device, shape, |out| Ok(view.read_f32(out)?)),
-            DType::F16 => Ok(Tensor::from_f32(&self.device, dtype, shape, &view.to_f32()?)?),
+            DType::F16 => Tensor::write_f16_bits(&self.device, shape, |out| Ok(view.read_f16(out)?)),
         }
     }
 

@@ -200,13 +200,36 @@ impl Tensor {
         shape: &[usize],
         write: impl FnOnce(&mut [u16]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Tensor, E> {
-        if *device != Device::Cpu {
-            let mut host = vec![0; elements("write_bf16_bits", shape)?];
+        Tensor::write_bits::<bf16, E>(device, shape, write)
+    }
+
+    /// As [`Tensor::write_f32`] for the bit patterns of f16.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_f16_bits<E: From<Error>>(
+        device: &Device,
+        shape: &[usize],
+        write: impl FnOnce(&mut [u16]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E> {
+        Tensor::write_bits::<f16, E>(device, shape, write)
+    }
+
+    fn write_bits<T: Element, E: From<Error>>(
+        device: &Device,
+        shape: &[usize],
+        write: impl FnOnce(&mut [u16]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E>
+    where
+        [T]: half::slice::HalfFloatSliceExt,
+    {
+        if let Device::Cuda(n) = *device {
+            let mut host = vec![0; elements("write", shape)?];
             write(&mut host)?;
-            return Ok(Tensor::from_bf16_bits(device, shape, &host)?);
+            return Ok(cuda::transfer::from_bits(cuda::gpu(n)?, T::DTYPE, shape, &host)?);
         }
         let mut written = Ok(());
-        let tensor = Tensor::build::<bf16>(device, shape, |out| {
+        let tensor = Tensor::build::<T>(device, shape, |out| {
             use half::slice::HalfFloatSliceExt;
             written = write(out.reinterpret_cast_mut());
         })?;

@@ -1,9 +1,10 @@
-//! Stored bytes to f32 or bf16, on all cores.
+//! Stored bytes to f32, bf16 or f16, on all cores.
 //!
 //! Bound by memory: each piece is read into a buffer of one thread and converted from there, or read straight into the
 //! result where the types agree.
 
 use bytemuck::Pod;
+use half::f16;
 use rayon::prelude::*;
 
 use crate::dtype::Dtype;
@@ -53,6 +54,19 @@ impl Number for u16 {
 
     fn is_finite(self) -> bool {
         self & 0x7f80 != 0x7f80
+    }
+}
+
+impl Number for f16 {
+    const SAME: Dtype = Dtype::F16;
+    const NAME: &'static str = "f16";
+
+    fn from_f32(x: f32) -> f16 {
+        f16::from_f32(x)
+    }
+
+    fn is_finite(self) -> bool {
+        f16::is_finite(self)
     }
 }
 

@@ -63,6 +63,11 @@ impl View {
         self.read_into(out)
     }
 
+    /// As [`View::read_bf16`] for the bits of f16; a number beyond 65504 is an error that names the tensor.
+    pub fn read_f16(&self, out: &mut [u16]) -> Result<()> {
+        self.read_into(bytemuck::cast_slice_mut::<u16, half::f16>(out))
+    }
+
     fn read<T: Number>(&self) -> Result<Vec<T>> {
         let mut out = vec![T::default(); self.shape().iter().product()];
         self.read_into(&mut out)?;
