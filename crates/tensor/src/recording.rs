@@ -15,7 +15,7 @@ pub struct Recording {
 impl Recording {
     /// Records what `body` asks of a GPU, without doing it, and its results, which hold nothing before the first
     /// [`Recording::replay`]. The same work should have run once before, so that kernels are compiled and algorithms
-    /// chosen; other threads must leave the GPU alone meanwhile. None on the CPU.
+    /// chosen; other threads wait meanwhile with what they want of the GPU. None on the CPU.
     ///
     /// # Errors
     /// Whatever `body` says; work that cannot be recorded, such as reading numbers back.

@@ -285,6 +285,8 @@ impl Gpu {
         let Some(dnn) = &self.dnn else { return Ok(Done::Nothing) };
         self.bind()?;
         let ((_, from), (_, filter), (_, to)) = (place(x)?, place(weight)?, place(y)?);
+        // Before the lock, which the thread that records needs too.
+        let _turn = self.turn();
         let mut dnn = lock(dnn);
         if !dnn.plans.contains_key(&key) {
             let plan = dnn.plan(key);

@@ -9,7 +9,7 @@ use cudarc::driver::sys;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// An opened GPU. Opened once and kept for the life of the process: tensors may outlive every other owner.
 pub(crate) struct Gpu {
@@ -21,6 +21,8 @@ pub(crate) struct Gpu {
     context: sys::CUcontext,
     stream: sys::CUstream,
     pub(super) pool: Mutex<Pool>,
+    /// Held for writing while a thread records: what others asked for would become part of the record.
+    turns: RwLock<()>,
     pub(super) kernels: Kernels,
     /// cuBLASLt and cuDNN, where they are found.
     pub(super) blas: Option<Mutex<Blas>>,
@@ -38,6 +40,22 @@ static OPENED: Mutex<BTreeMap<usize, &'static Gpu>> = Mutex::new(BTreeMap::new()
 thread_local! {
     /// The GPU whose context is current in this thread.
     static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Whether this thread is the one that records.
+    static RECORDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The right to record, for as long as it lives.
+pub(super) struct Turn<'a>(#[allow(dead_code, reason = "held, not read")] RwLockWriteGuard<'a, ()>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        RECORDS.set(false);
+    }
+}
+
+/// Whether this thread records.
+pub(super) fn records() -> bool {
+    RECORDS.get()
 }
 
 /// A lock whose holder cannot have left half a change behind.
@@ -154,6 +172,7 @@ impl Gpu {
             context,
             stream,
             pool: Mutex::default(),
+            turns: RwLock::default(),
             kernels: Kernels::default(),
             blas: Blas::open(stream).map(Mutex::new),
             dnn: Dnn::open(stream).map(Mutex::new),
@@ -182,6 +201,21 @@ impl Gpu {
         }
     }
 
+    /// Waits until no other thread records; to be held while something is asked of the stream, and never twice.
+    pub(super) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        (!records()).then(|| self.turns.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until nobody else asks anything of the stream; from then on this thread records.
+    pub(super) fn turn_to_record(&self) -> Result<Turn<'_>> {
+        if records() {
+            return Err(self.failed("recording", "this thread records already"));
+        }
+        let turn = Turn(self.turns.write().unwrap_or_else(PoisonError::into_inner));
+        RECORDS.set(true);
+        Ok(turn)
+    }
+
     /// Makes this GPU's context the thread's.
     pub(super) fn bind(&self) -> Result<()> {
         if CURRENT.get() != Some(self.index) {
@@ -195,6 +229,7 @@ impl Gpu {
     /// Waits for all that was asked of this GPU.
     pub(crate) fn synchronize(&self) -> Result<()> {
         self.bind()?;
+        let _turn = self.turn();
         // SAFETY: the stream lives as long as the process.
         self.check("the work", unsafe { sys::cuStreamSynchronize(self.stream) })
     }
@@ -231,6 +266,7 @@ impl Gpu {
             *slot = argument.address();
         }
         let [x, y, z] = grid;
+        let _turn = self.turn();
         // SAFETY: the caller vouches for the arguments, which the driver copies before it returns.
         let result = unsafe {
             sys::cuLaunchKernel(

@@ -280,6 +280,8 @@ impl Gpu {
         let Some(blas) = &self.blas else { return Ok(false) };
         self.bind()?;
         let key = product.key();
+        // Before the lock, which the thread that records needs too.
+        let _turn = self.turn();
         let mut blas = lock(blas);
         if !blas.plans.contains_key(&key) {
             let plan = blas.plan(key);

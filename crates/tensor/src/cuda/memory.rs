@@ -2,7 +2,7 @@
 //! block is free for the next owner as soon as its last user was launched, and a step in the steady state allocates
 //! nothing.
 
-use super::gpu::{Gpu, lock};
+use super::gpu::{Gpu, lock, records};
 use crate::storage::{MemoryUse, class};
 use crate::{Error, Result};
 use cudarc::driver::sys;
@@ -44,7 +44,7 @@ fn take(blocks: &mut Blocks, bytes: usize) -> Option<(u64, usize)> {
 
 impl Pool {
     fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
-        if let Some(found) = self.apart.as_mut().and_then(|apart| take(apart, bytes)) {
+        if let Some(found) = self.apart.as_mut().filter(|_| records()).and_then(|apart| take(apart, bytes)) {
             return Some(found);
         }
         let (address, size) = take(&mut self.free, bytes)?;
@@ -53,7 +53,7 @@ impl Pool {
     }
 
     fn put(&mut self, address: u64, bytes: usize) {
-        match &mut self.apart {
+        match self.apart.as_mut().filter(|_| records()) {
             Some(apart) => apart.entry(bytes).or_default().push(address),
             None => {
                 self.free_bytes += bytes;
@@ -62,7 +62,7 @@ impl Pool {
         }
     }
 
-    /// From now on blocks that are given back are kept apart.
+    /// From now on blocks that the recording thread gives back are kept apart.
     pub(super) fn set_apart(&mut self) {
         self.apart = Some(Blocks::new());
     }
@@ -105,7 +105,9 @@ impl Gpu {
         // SAFETY: the result goes to a place of the right type.
         let mut result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
         if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY && !pool.free.is_empty() && pool.apart.is_none() {
-            self.synchronize()?;
+            // Nobody can begin to record meanwhile, as that takes the pool's lock first.
+            // SAFETY: the stream lives as long as the process.
+            self.check("the work", unsafe { sys::cuStreamSynchronize(self.stream()) })?;
             pool.free_bytes = 0;
             for block in std::mem::take(&mut pool.free).into_values().flatten() {
                 // SAFETY: the block came from the driver and has no owner; all work on it is done.
@@ -131,11 +133,6 @@ impl Gpu {
         }
         self.check("allocating memory", result)?;
         Ok(address)
-    }
-
-    /// Whether work is being recorded.
-    pub(super) fn records(&self) -> bool {
-        lock(&self.pool).apart.is_some()
     }
 
     /// What the pool holds now.

@@ -16,14 +16,19 @@ pub(crate) struct Recording {
 // SAFETY: the graph is launched on the GPU's one stream, from whichever thread; nothing else touches the handle.
 unsafe impl Send for Recording {}
 
-/// Runs `body` while everything it asks of the GPU is written down instead of done. Other threads must leave this GPU
-/// alone meanwhile. What `body` reads from the host is part of the record, so it may bring no numbers from there.
+/// Runs `body` while everything it asks of the GPU is written down instead of done; other threads wait with what they
+/// want of it. What `body` reads from the host is part of the record, so it may bring no numbers from there.
 pub(crate) fn record<T>(gpu: &'static Gpu, body: impl FnOnce() -> Result<T>) -> Result<(Recording, T)> {
     gpu.bind()?;
+    let turn = gpu.turn_to_record()?;
+    lock(&gpu.pool).set_apart();
     let relaxed = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
     // SAFETY: the stream lives as long as the process.
-    gpu.check("starting a recording", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), relaxed) })?;
-    lock(&gpu.pool).set_apart();
+    let began = gpu.check("starting a recording", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), relaxed) });
+    if let Err(error) = began {
+        lock(&gpu.pool).take_apart();
+        return Err(error);
+    }
     let done = body();
     let blocks = lock(&gpu.pool).take_apart();
     let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -38,6 +43,7 @@ pub(crate) fn record<T>(gpu: &'static Gpu, body: impl FnOnce() -> Result<T>) -> 
         }
         made
     };
+    drop(turn);
     let recording = Recording { gpu, graph: ready, blocks };
     // The body's own complaint comes first: it is the cause of the other.
     let value = done?;
@@ -48,6 +54,7 @@ impl Recording {
     /// Asks for everything again, on the numbers that its inputs hold now.
     pub(crate) fn replay(&self) -> Result<()> {
         self.gpu.bind()?;
+        let _turn = self.gpu.turn();
         // SAFETY: the graph is alive, and its memory is its own.
         self.gpu.check("replaying a recording", unsafe { sys::cuGraphLaunch(self.graph, self.gpu.stream()) })
     }

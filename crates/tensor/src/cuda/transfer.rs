@@ -1,6 +1,6 @@
 //! Numbers to a GPU and back.
 
-use super::gpu::Gpu;
+use super::gpu::{Gpu, records};
 use super::place;
 use crate::storage::Storage;
 use crate::tensor::elements;
@@ -24,6 +24,7 @@ pub(crate) fn zeros(gpu: &'static Gpu, dtype: DType, shape: &[usize]) -> Result<
     let out = empty(gpu, dtype, shape)?;
     let (_, at) = place(&out)?;
     gpu.bind()?;
+    let _turn = gpu.turn();
     // SAFETY: the tensor is that large; zero bits are zero in every element type.
     gpu.check("writing zeros", unsafe { sys::cuMemsetD8Async(at, 0, out.len() * dtype.bytes(), gpu.stream()) })?;
     Ok(out)
@@ -38,9 +39,10 @@ fn upload<T>(gpu: &'static Gpu, dtype: DType, shape: &[usize], data: &[T]) -> Re
     if bytes == 0 {
         return Ok(out);
     }
-    if gpu.records() {
+    if records() {
         return Err(gpu.failed("recording", "numbers from the host would be the same at each replay"));
     }
+    let _turn = gpu.turn();
     // SAFETY: the tensor is as large as the data, as callers checked. The driver has copied pageable memory when it returns.
     gpu.check("copying to it", unsafe { sys::cuMemcpyHtoDAsync_v2(at, data.as_ptr().cast(), bytes, gpu.stream()) })?;
     Ok(out)
@@ -71,6 +73,7 @@ fn download<T: Copy>(x: &Tensor, zero: T) -> Result<Vec<T>> {
     gpu.bind()?;
     let mut data = vec![zero; x.len()];
     if !data.is_empty() {
+        let _turn = gpu.turn();
         // SAFETY: both sides hold that many bytes; the vector lives until the wait below is over.
         let result =
             unsafe { sys::cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast(), at, size_of_val(&data[..]), gpu.stream()) };
@@ -105,6 +108,7 @@ pub(super) unsafe fn copy(gpu: &Gpu, to: u64, from: u64, bytes: usize) -> Result
         return Ok(());
     }
     gpu.bind()?;
+    let _turn = gpu.turn();
     // SAFETY: the caller vouches for the places.
     gpu.check("copying on it", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, gpu.stream()) })
 }
