@@ -105,7 +105,12 @@ def main(out):
         module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state(name).items()})
         return module.eval()
 
-    export_onnx(ScrfdGraph(loaded(stack.Detector(), "detector")), torch.zeros(1, 3, 320, 320), os.path.join(out, "faces", "scrfd.onnx"), ["input.1"],
+    detector = loaded(stack.Detector(), "detector")
+    with torch.no_grad():
+        # In 45 of 180 portraits of 60 people kept for such choices, stride 16 found a second face inside the one that
+        # stride 32 had found, with a certainty of at most .875; true faces had at least .992. So it must be surer.
+        detector.score[1].bias -= 2
+    export_onnx(ScrfdGraph(detector), torch.zeros(1, 3, 320, 320), os.path.join(out, "faces", "scrfd.onnx"), ["input.1"],
                 [f"{kind}_{stride}" for kind in ("score", "bbox", "kps") for stride in (8, 16, 32)], {"input.1": {2: "height", 3: "width"}})
     export_onnx(loaded(stack.EncoderA(), "A"), torch.zeros(1, 3, 112, 112), os.path.join(out, "faces", "arcface.onnx"), ["input.1"], ["embedding"], {"input.1": {0: "batch"}, "embedding": {0: "batch"}})
     export_onnx(loaded(stack.JudgeB(), "B"), torch.zeros(1, 3, 112, 112), os.path.join(out, "judge", "identity.onnx"), ["input"], ["embedding"], {"input": {0: "batch"}, "embedding": {0: "batch"}})
