@@ -2,7 +2,7 @@
 
 use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed, values};
 use crate::generate::decode_latent;
-use crate::{Result, memory};
+use crate::{Precision, Result, memory};
 use nets::Vae;
 use weights::Weights;
 
@@ -13,7 +13,9 @@ use weights::Weights;
 pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let size = request.size(shapes)?;
     let mut compute = request.compute(shapes.parameters())?;
-    compute.dtype = compute.vae_dtype();
+    if request.precision == Precision::Auto {
+        compute.dtype = compute.vae_dtype();
+    }
     let pixels = u64::from(size.0) * u64::from(size.1);
     let need = memory::decode(&shapes.vae, pixels, compute.dtype);
     memory::check_bench(&format!("decoding {}x{}", size.0, size.1), need, request.memory, compute)?;
