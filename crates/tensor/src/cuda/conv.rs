@@ -1,7 +1,7 @@
 //! Convolution on a GPU: cuDNN on NHWC, a plain product where the window is one pixel, own kernel for what neither takes.
 
 use super::elementwise::{Finish, code, finish, optional};
-use super::gpu::{Gpu, lock};
+use super::gpu::{Gpu, lock, records};
 use super::kernels::Family;
 use super::linear::Layer;
 use super::{fresh, libraries, linear, place, shape};
@@ -328,6 +328,9 @@ impl Gpu {
             if ok(status).is_some() {
                 return Ok(Done::Whole);
             }
+            if records() {
+                return Err(self.failed("recording", "cuDNN refused a convolution"));
+            }
             plan.fuses = false;
         }
         // SAFETY: as above.
@@ -349,6 +352,10 @@ impl Gpu {
             )
         };
         if ok(status).is_none() {
+            // A record may be what it refuses, which says nothing about later.
+            if records() {
+                return Err(self.failed("recording", "cuDNN refused a convolution"));
+            }
             // Refused after all; the own kernel takes it, now and later.
             dnn.plans.insert(key, None);
             return Ok(Done::Nothing);

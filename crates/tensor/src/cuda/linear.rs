@@ -1,7 +1,7 @@
 //! Linear layers on a GPU: cuBLASLt, with bias and residual in the product; own kernel for what it does not take.
 
 use super::elementwise::{Finish, finish, geglu};
-use super::gpu::{Gpu, lock};
+use super::gpu::{Gpu, lock, records};
 use super::{conv, fresh, libraries, place};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
@@ -318,6 +318,10 @@ impl Gpu {
             .is_some()
         };
         if !done {
+            // A record may be what it refuses, which says nothing about later.
+            if records() {
+                return Err(self.failed("recording", "cuBLASLt refused a product"));
+            }
             // Refused after all; the own kernel takes it, now and later.
             blas.plans.insert(key, None);
         }
