@@ -166,13 +166,13 @@ mod x86 {
     const SUB_ROWS: usize = 6;
     const SUB_COLUMNS: usize = 16;
 
-    /// Rows of the AVX2 sub-tile of a tile of `rows`.
-    const fn sub_rows(rows: usize) -> usize {
-        if rows.is_multiple_of(SUB_ROWS) { SUB_ROWS } else { 4 }
+    /// Rows of the AVX2 sub-tile of a tile of `rows`; pairs need registers for their halves, which leaves 4 rows.
+    const fn sub_rows(rows: usize, pairs: bool) -> usize {
+        if rows.is_multiple_of(SUB_ROWS) && !pairs { SUB_ROWS } else { 4 }
     }
 
     macro_rules! avx2_kernel {
-        ($name:ident, |$acc:ident, $a:ident, $b0:ident, $b1:ident| $step:block) => {
+        ($name:ident, $pairs:literal, |$acc:ident, $a:ident, $b0:ident, $b1:ident| $step:block) => {
             #[target_feature(enable = "avx2,fma")]
             pub(super) unsafe fn $name<const ROWS: usize, const PACKED: bool>(
                 units: usize,
@@ -183,7 +183,7 @@ mod x86 {
                 ldc: usize,
                 accumulate: bool,
             ) {
-                let sub = const { sub_rows(ROWS) };
+                let sub = const { sub_rows(ROWS, $pairs) };
                 for column in [0, SUB_COLUMNS] {
                     for row in (0..ROWS).step_by(sub) {
                         let mut acc = [[_mm256_setzero_ps(); 2]; SUB_ROWS];
@@ -219,13 +219,13 @@ mod x86 {
         };
     }
 
-    avx2_kernel!(f32_avx2, |acc, a, b0, b1| {
+    avx2_kernel!(f32_avx2, false, |acc, a, b0, b1| {
         let a = _mm256_castsi256_ps(a);
         acc[0] = _mm256_fmadd_ps(a, _mm256_castsi256_ps(b0), acc[0]);
         acc[1] = _mm256_fmadd_ps(a, _mm256_castsi256_ps(b1), acc[1]);
     });
 
-    avx2_kernel!(bf16_avx2, |acc, a, b0, b1| {
+    avx2_kernel!(bf16_avx2, true, |acc, a, b0, b1| {
         let mask = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
         let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
         let high = |x| _mm256_castsi256_ps(_mm256_and_si256(x, mask));

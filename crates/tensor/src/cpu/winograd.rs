@@ -50,7 +50,7 @@ const WHOLE: usize = 16;
 /// Fewer channels leave too few products for the transforms.
 const LEAST: usize = 64;
 /// Weights for which transformed tiles of 4x4 cost memory: four times what checkpoints hold. Above that 2x2.
-const MOST_WEIGHTS: usize = 640 * 640;
+const MOST_WEIGHTS: usize = 1920 * 640;
 /// Tiles of a chunk, where their bytes do not tell otherwise: so many share each slab of weights on its way from memory.
 const CHUNK: usize = 8 * MR;
 /// Bytes of a chunk that narrow layers fill with more tiles.
