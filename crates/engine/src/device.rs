@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use std::path::Path;
 use tensor::{DType, Device};
 
-/// Share of a GPU's free memory that a request's weights may take for `auto` to choose it.
+/// Share of a GPU's free memory that a request's weights may take for `auto` to speak of it.
 const SHARE: f64 = 0.8;
 
 /// Names the folder in which kernels that were compiled for a GPU are kept for the next process. Only the first call has
@@ -14,8 +14,8 @@ pub fn keep_kernels_in(folder: &Path) {
     tensor::set_kernel_cache(folder);
 }
 
-/// The device of a choice, opened, and a sentence for the user where `auto` passed a GPU over. `weights` are the bytes
-/// of the networks that are in memory at once.
+/// The device of a choice, opened, and a sentence for the user where `auto` passed over a GPU that has the
+/// room. `weights` are the bytes of the networks that are in memory at once.
 ///
 /// # Errors
 /// A GPU was named and cannot be used; the sentence says why and what to do.
@@ -30,19 +30,11 @@ pub(crate) fn choose(choice: DeviceChoice, weights: u64) -> Result<(Device, Opti
             }
         }
         DeviceChoice::Auto if Device::gpus() == 0 => Ok((Device::Cpu, None)),
+        // Recorded steps and the newest kernels have not been run on a GPU yet: until then it must be asked for.
         DeviceChoice::Auto => {
-            let device = Device::Cuda(0);
-            match device.memory() {
-                Ok(Some((free, _))) if weights as f64 <= SHARE * free as f64 => Ok((device, None)),
-                Ok(_) => Ok((
-                    Device::Cpu,
-                    Some(format!(
-                        "the GPU has too little free memory for these models ({} GB), so the CPU computes",
-                        weights.div_ceil(1_000_000_000)
-                    )),
-                )),
-                Err(why) => Ok((Device::Cpu, Some(format!("the CPU computes, as {why}")))),
-            }
+            let fits = matches!(Device::Cuda(0).memory(), Ok(Some((free, _))) if weights as f64 <= SHARE * free as f64);
+            let note = "the CPU computes; --device cuda:0 tries the GPU, which is experimental yet";
+            Ok((Device::Cpu, fits.then(|| note.to_string())))
         }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) enum BenchCommand {
 
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
-    /// auto, cpu or cuda:N. [default: auto]
+    /// auto, cpu or cuda:N (experimental; auto takes the CPU). [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
     pub(crate) device: Option<DeviceArg>,
 

@@ -94,7 +94,7 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) models: ModelFileArgs,
 
-    /// auto, cpu or cuda:N. [default: auto]
+    /// auto, cpu or cuda:N (experimental; auto takes the CPU). [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
     pub(crate) device: Option<DeviceArg>,
 

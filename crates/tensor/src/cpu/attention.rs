@@ -12,7 +12,7 @@
 use super::SharedMut;
 use super::amx::{self, Tiles};
 use super::gemm::{Product, Rows, interleave, pack_rows, units};
-use super::isa::simd;
+use super::isa::{amx_by_name, simd};
 use super::micro::NR;
 use crate::storage::Block;
 use crate::tensor::Element;
@@ -31,9 +31,15 @@ const KEY_BLOCK: usize = 128;
 /// As [`KEY_BLOCK`] with AMX, whose products are too fast for short ones.
 const TILED_KEY_BLOCK: usize = 256;
 
+/// Whether this runs in AMX tiles. The tiles' product is proved on such processors, this use of it is not yet, so it must be
+/// asked for.
+fn tiled<T: Product>() -> bool {
+    T::tiled() && amx_by_name()
+}
+
 /// Units of depth as packed: whole steps of tiles.
 fn padded<T: Product>(elements: usize) -> usize {
-    if T::tiled() { units::<T>(elements).next_multiple_of(amx::STEP) } else { units::<T>(elements) }
+    if tiled::<T>() { units::<T>(elements).next_multiple_of(amx::STEP) } else { units::<T>(elements) }
 }
 
 /// Some columns of a tensor `[b, n, stride]`.
@@ -100,7 +106,7 @@ impl PackedKeys {
     pub(crate) fn new<T: Product>(k: Columns, v: Columns, heads: usize) -> Result<PackedKeys> {
         let (b, m, d) = (k.tensor.dim(0), k.tensor.dim(1), k.width / heads);
         let (depth, width) = (padded::<T>(d), padded::<T>(m));
-        let rows = if T::tiled() { amx::ROWS } else { ROWS };
+        let rows = if tiled::<T>() { amx::ROWS } else { ROWS };
         let (key_size, value_size) = (m.next_multiple_of(rows) * depth, d.next_multiple_of(NR) * width);
         let count = b * heads * (key_size + value_size);
         let block = Block::new(count * 4)?;
@@ -109,7 +115,7 @@ impl PackedKeys {
         data.par_chunks_mut((key_size + value_size).max(1)).enumerate().for_each(|(i, out)| {
             let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
             let (keys, values) = out.split_at_mut(key_size);
-            if T::tiled() {
+            if tiled::<T>() {
                 keys.fill(0);
                 values.fill(0);
                 for (key, line) in elements_of::<T>(keys).chunks_exact_mut(depth * T::PER_UNIT).take(m).enumerate() {
@@ -360,7 +366,7 @@ fn pass<T: Product>(
     (weight, add): (f32, bool),
 ) {
     let &Sizes { depth, stride, factor, causal } = sizes;
-    if T::tiled() {
+    if tiled::<T>() {
         return tiled_pass::<T>(scratch, branch, head, (first, panels), sizes, (weight, add));
     }
     let kernel = T::kernel::<ROWS, true>();
@@ -541,7 +547,7 @@ pub(crate) fn forward<T: Product>(
                 if let Some((keys, weight)) = second {
                     pass::<T>(scratch, keys, head, place, &Sizes { causal: false, ..sizes }, (weight, true));
                 }
-                if T::tiled() {
+                if tiled::<T>() {
                     scratch.sums.resize(scratch.sums.len().max(NR * stride), 0.0);
                     for panel in scratch.result.chunks_exact_mut(NR * stride).take(panels) {
                         upright(panel, &mut scratch.sums[..NR * stride]);

@@ -17,8 +17,14 @@ pub(crate) enum Isa {
     Amx,
 }
 
+/// Whether `SAMEFACE_ISA=amx` asks for every use of AMX by name.
+pub(crate) fn amx_by_name() -> bool {
+    static NAMED: OnceLock<bool> = OnceLock::new();
+    *NAMED.get_or_init(|| std::env::var("SAMEFACE_ISA").is_ok_and(|wish| wish == "amx"))
+}
+
 /// The best instruction set here, or the poorer one that `SAMEFACE_ISA` (`avx512bf16`, `avx512`, `avx2`,
-/// `portable`) names, which lets tests cover each path on one machine.
+/// `portable`) names, which lets tests cover each path on one machine. `amx` is the best one with attention in tiles.
 pub(crate) fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
