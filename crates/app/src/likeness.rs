@@ -21,10 +21,10 @@ impl Likeness {
         let face = request.faces.first().filter(|face| request.wants_identity() && !faces::Identity::sniff(face));
         let (Some(face), Some(models)) = (face, &request.models.face_models) else { return Ok(Likeness(None)) };
         let seed = engine::metadata::drawn(face).and_then(|truth| truth["seed"].as_u64());
-        match (stack::judge()?.filter(|_| stack::is_built_in(&request.models.base)), seed) {
-            (Some(judge), Some(seed)) => Ok(Likeness(Some((Eyes::open(models, &judge)?, Photo::open(face)?, seed)))),
-            _ => Ok(Likeness(None)),
-        }
+        // Asked last: finding the judge unpacks the built-in models.
+        let Some(seed) = seed.filter(|_| stack::is_built_in(&request.models.base)) else { return Ok(Likeness(None)) };
+        let Some(judge) = stack::judge()? else { return Ok(Likeness(None)) };
+        Ok(Likeness(Some((Eyes::open(models, &judge)?, Photo::open(face)?, seed))))
     }
 
     /// The judge's cosine between the photo and a picture, if both show a face.
