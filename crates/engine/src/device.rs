@@ -5,21 +5,17 @@ use crate::{Error, Result};
 use std::path::Path;
 use tensor::{DType, Device};
 
-/// Share of a GPU's free memory that a request's weights may take for `auto` to speak of it.
-const SHARE: f64 = 0.8;
-
 /// Names the folder in which kernels that were compiled for a GPU are kept for the next process. Only the first call has
 /// an effect.
 pub fn keep_kernels_in(folder: &Path) {
     tensor::set_kernel_cache(folder);
 }
 
-/// The device of a choice, opened, and a sentence for the user where `auto` passed over a GPU that has the
-/// room. `weights` are the bytes of the networks that are in memory at once.
+/// The device of a choice, opened, and a sentence for the user where `auto` passed over a GPU.
 ///
 /// # Errors
 /// A GPU was named and cannot be used; the sentence says why and what to do.
-pub(crate) fn choose(choice: DeviceChoice, weights: u64) -> Result<(Device, Option<String>)> {
+pub(crate) fn choose(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
     match choice {
         DeviceChoice::Cpu => Ok((Device::Cpu, None)),
         DeviceChoice::Cuda(n) => {
@@ -32,9 +28,8 @@ pub(crate) fn choose(choice: DeviceChoice, weights: u64) -> Result<(Device, Opti
         DeviceChoice::Auto if Device::gpus() == 0 => Ok((Device::Cpu, None)),
         // Recorded steps and the newest kernels have not been run on a GPU yet: until then it must be asked for.
         DeviceChoice::Auto => {
-            let fits = matches!(Device::Cuda(0).memory(), Ok(Some((free, _))) if weights as f64 <= SHARE * free as f64);
             let note = "the CPU computes; --device cuda:0 tries the GPU, which is experimental yet";
-            Ok((Device::Cpu, fits.then(|| note.to_string())))
+            Ok((Device::Cpu, Some(note.to_string())))
         }
     }
 }

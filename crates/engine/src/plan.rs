@@ -220,8 +220,7 @@ impl Compute {
         precision: Precision,
         parameters: usize,
     ) -> Result<(Compute, Option<String>)> {
-        let bytes = if precision == Precision::F32 { 4 } else { 2 };
-        let (device, note) = device::choose(device, parameters as u64 * bytes)?;
+        let (device, note) = device::choose(device)?;
         let dtype = device::dtype(precision, device, parameters <= SMALL)?;
         Ok((Compute { device, dtype }, note))
     }

@@ -224,6 +224,9 @@ fn unsupported_fields_are_refused_by_name() {
         (json!({"transformer_layers_per_block": [1, [2], 10]}), "a list of 2 for a level of 2 layers"),
         (json!({"transformer_layers_per_block": [1, 2]}), "expected one number or a list of 3"),
     ];
+    let deep = json!({"block_out_channels": vec![320; 17], "down_block_types": vec!["DownBlock2D"; 17],
+        "up_block_types": vec!["UpBlock2D"; 17], "attention_head_dim": 5, "transformer_layers_per_block": 1});
+    let rows = rows.into_iter().chain([(deep, "`block_out_channels` is 17; expected 1 to 16 levels")]);
     for (patch, expected) in rows {
         let message = UNetConfig::from_json(&patched(sdxl_unet(), patch.clone())).unwrap_err().to_string();
         assert!(message.starts_with("UNet configuration: `") && message.contains(expected), "{patch}: {message}");

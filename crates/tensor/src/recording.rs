@@ -32,11 +32,12 @@ impl Recording {
                 Error::argument("record", "the work could not be recorded")
             })
         });
+        let flop = meter::flop_count().wrapping_sub(before);
+        meter::count_all(flop.wrapping_neg()); // written down, not done
         match (recorded, said) {
             (_, Some(error)) => Err(error),
             (Err(error), None) => Err(error.into()),
             (Ok((recorded, results)), None) => {
-                let flop = meter::flop_count() - before;
                 Ok(Some((Recording { recorded, flop, _results: results.clone() }, results)))
             }
         }

@@ -68,7 +68,8 @@ impl Shapes {
         };
         let zoom = vae.zoom() as u64;
         let side = config.get("sample_size").and_then(serde_json::Value::as_u64);
-        let side = side.map(|side| side * zoom).filter(|side| (1..=4096).contains(side)).unwrap_or(512) as u32;
+        let side =
+            side.map(|side| side.saturating_mul(zoom)).filter(|side| (1..=4096).contains(side)).unwrap_or(512) as u32;
         if identitynet.hint_zoom() as u64 != zoom {
             return Error::refused(format!(
                 "{}: IdentityNet reads pictures {} times the latent's size, and the VAE makes them {zoom} times; they are not of one model",

@@ -5,6 +5,9 @@ use crate::fields::{DEEPEST, Fields, LARGEST, config_error};
 use serde_json::{Value, json};
 use tensor::ops::Activation;
 
+/// The most levels: each halves the sides, so more could not be told apart from none.
+const LEVELS: usize = 16;
+
 /// One level of a UNet: blocks of one width at one size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Level {
@@ -199,8 +202,9 @@ impl EncoderConfig {
 
     /// Refuses sizes that do not go together, before anything is loaded.
     pub(crate) fn check(&self, model: &'static str) -> Result<()> {
-        if self.levels.is_empty() || self.levels.len() > DEEPEST {
-            return Err(config_error(model, "block_out_channels", self.levels.len(), "expected at least one level"));
+        if self.levels.is_empty() || self.levels.len() > LEVELS {
+            let expected = format!("expected 1 to {LEVELS} levels");
+            return Err(config_error(model, "block_out_channels", self.levels.len(), expected));
         }
         for (i, level) in self.levels.iter().enumerate() {
             check_level(model, i, level, self.norm_num_groups)?;

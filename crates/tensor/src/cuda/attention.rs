@@ -56,9 +56,6 @@ pub(crate) fn forward(
     let [b, n, row] = q.tensor.dims3()?;
     let (width, dtype) = (q.width, q.tensor.dtype());
     let d = width / heads;
-    if d > WIDEST {
-        return Err(Error::argument("attention", format!("a head is {d} wide; on a GPU {WIDEST} is the widest")));
-    }
     let keys = kv.k.dim(1) + second.map_or(0, |(kv, _)| kv.k.dim(1));
     crate::meter::count(2 * b * n, keys, width);
     let (gpu, queries) = place(q.tensor)?;
@@ -78,6 +75,9 @@ pub(crate) fn forward(
         && let Some(out) = by_products(q, kv, heads, scale)?
     {
         return Ok(out);
+    }
+    if head.is_none() && d > WIDEST {
+        return Err(Error::argument("attention", format!("a head is {d} wide; on a GPU {WIDEST} is the widest")));
     }
     let (name, block, shared) = match head {
         Some(head) if head <= NARROW && second.is_none() && n >= MANY => ("attend_many", 128, 4 * 64 * (head + 8) * 2),

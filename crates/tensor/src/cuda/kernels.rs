@@ -123,8 +123,8 @@ impl Gpu {
     fn load(&self, (family, head): Unit) -> Result<sys::CUmodule> {
         let source = family.source(head);
         let options = options(self.arch);
-        let kept = FOLDER.get().map(|folder| folder.join(format!("{}.cubin", key(&source, &options))));
-        if let Some(image) = kept.as_deref().and_then(|path| std::fs::read(path).ok())
+        let kept = FOLDER.get().map(|folder| folder.join(format!("{}.kernels", key(&source, &options))));
+        if let Some(image) = kept.as_deref().and_then(|path| opened(std::fs::read(path).ok()?))
             && let Ok(module) = self.module(&image)
         {
             return Ok(module);
@@ -139,7 +139,7 @@ impl Gpu {
 
     fn module(&self, image: &[u8]) -> Result<sys::CUmodule> {
         let mut module = std::ptr::null_mut();
-        // SAFETY: the driver checks the image; text images end with zero, as NVRTC gives them.
+        // SAFETY: the image is whole, as NVRTC gave it: kept ones are checked; text images end with zero.
         self.check("loading kernels", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
         Ok(module)
     }
@@ -175,13 +175,27 @@ fn key(source: &str, options: &[String]) -> String {
     digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Bytes of the digest before a kept image.
+const SEAL: usize = 32;
+
+/// An image with its digest before it: the driver is told no length, so a file cut short must never reach it.
+fn sealed(image: &[u8]) -> Vec<u8> {
+    [Sha256::digest(image).as_slice(), image].concat()
+}
+
+/// The image of a kept file, if it is whole.
+fn opened(mut file: Vec<u8>) -> Option<Vec<u8>> {
+    let (digest, image) = file.split_at_checked(SEAL)?;
+    (!image.is_empty() && Sha256::digest(image).as_slice() == digest).then(|| file.split_off(SEAL))
+}
+
 /// Writes a compiled file beside its place and renames it; a folder that cannot be written costs only time.
 fn keep(path: &Path, image: &[u8]) {
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     let written = path
         .parent()
         .map_or(Ok(()), std::fs::create_dir_all)
-        .and_then(|()| std::fs::write(&beside, image))
+        .and_then(|()| std::fs::write(&beside, sealed(image)))
         .and_then(|()| std::fs::rename(&beside, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&beside);
@@ -236,6 +250,14 @@ pub(super) fn compile(source: &str, name: &str, options: &[String]) -> std::resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kept_kernels_are_whole_or_none() {
+        let file = sealed(b"machine code");
+        assert_eq!(opened(file.clone()).as_deref(), Some(&b"machine code"[..]));
+        assert!((0..file.len()).all(|end| opened(file[..end].to_vec()).is_none()));
+        assert!(opened(sealed(b"")).is_none() && opened([file, vec![0]].concat()).is_none());
+    }
 
     /// Every kernel compiles for the oldest card with bf16 and for Hopper, where NVRTC is there; no GPU is needed.
     #[test]

@@ -1,5 +1,5 @@
-//! Finding NVIDIA's libraries at run time: by the loader's own search first, then where toolkits and Python packages
-//! put them. A library that was loaded by its path once is found by its name from then on.
+//! Finding NVIDIA's libraries at run time: by the loader's own search first, then where toolkits put
+//! them and beside the program. A library that was loaded by its path once is found by its name from then on.
 
 use cudarc::{cublaslt, cudnn, driver, nvrtc};
 use std::path::PathBuf;

@@ -30,7 +30,6 @@ pub(crate) fn record<T>(gpu: &'static Gpu, body: impl FnOnce() -> Result<T>) -> 
         return Err(error);
     }
     let done = body();
-    let blocks = lock(&gpu.pool).take_apart();
     let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: ends what was started above, whatever became of it; the results go to places of their types, and the
     // graph is destroyed once, after what is launched was made of it.
@@ -43,6 +42,8 @@ pub(crate) fn record<T>(gpu: &'static Gpu, body: impl FnOnce() -> Result<T>) -> 
         }
         made
     };
+    // Only now: until the recording has ended, memory for others could not be waited for.
+    let blocks = lock(&gpu.pool).take_apart();
     drop(turn);
     let recording = Recording { gpu, graph: ready, blocks };
     // The body's own complaint comes first: it is the cause of the other.
