@@ -5,6 +5,7 @@
 //! matrix are left-hand tiles as they lie. Bound: the tile unit, 16 cycles for each of the four products of a step,
 //! beside four tile loads.
 
+#[cfg(target_arch = "x86_64")]
 use super::micro::NR;
 
 /// Rows of a block: two tiles.
@@ -42,6 +43,7 @@ pub(crate) fn available() -> bool {
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 asks"))]
 pub(crate) fn available() -> bool {
     false
 }

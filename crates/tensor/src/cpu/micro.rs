@@ -6,6 +6,7 @@
 //! Bound: floating-point units. With [`MR`] rows AVX-512 keeps 24 accumulators, so 24 multiply-adds hide the
 //! latency of two column loads and twelve broadcasts; with 8 rows, 16 do.
 
+#[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
 
 /// Rows of a tile of the block product.

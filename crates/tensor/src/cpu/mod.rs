@@ -28,6 +28,11 @@ impl<T> SharedMut<T> {
         SharedMut(slice.as_mut_ptr())
     }
 
+    /// Where element `start` lies, for what writes lines and tiles at once. Tasks keep to disjoint places.
+    pub(crate) fn at(&self, start: usize) -> *mut T {
+        self.0.wrapping_add(start)
+    }
+
     /// # Safety
     /// The range lies in the slice, and no other thread uses it while the result lives.
     #[allow(clippy::mut_from_ref)]

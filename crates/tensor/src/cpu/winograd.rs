@@ -15,6 +15,7 @@ use super::SharedMut;
 use super::conv::Windows;
 use super::epilogue::Epilogue;
 use super::gemm::{DEPTH, PackedColumns, Product, Tile};
+#[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
 use super::micro::{MR, NR};
 use super::vector::{Four, Vector};
@@ -348,7 +349,7 @@ pub(crate) fn forward<T: Product>(
                 }
             }
             // SAFETY: each tile writes its own line of each plane; pixels and lines hold `c` numbers.
-            unsafe { forth(size, &pixels[..planes], c, target.range(i * line, 1).as_mut_ptr(), rows * line) };
+            unsafe { forth(size, &pixels[..planes], c, target.at(i * line), rows * line) };
         });
         multiply::<T>(weights, transformed, products, count, rows, line, width);
         let products = &*products;
@@ -410,7 +411,7 @@ fn multiply<T: Product>(
                     let a = transformed[(plane * rows + row) * line + unit * T::PER_UNIT..].as_ptr();
                     // SAFETY: lines hold all units, up to MR rows beyond `count`; tasks write disjoint panels.
                     unsafe {
-                        let c = out.range((plane * rows + row) * width + panel * NR, 1).as_mut_ptr();
+                        let c = out.at((plane * rows + row) * width + panel * NR);
                         kernel(depth, a.cast(), line / T::PER_UNIT, b, c, width, unit > 0);
                     }
                 }

@@ -22,7 +22,7 @@ __device__ __forceinline__ void group_sums(const T *x, float *partial, i64 pixel
         }
         if (works) {
             for (i64 p = begin + row; p < end; p += rows) {
-                T values[W];
+                alignas(16) T values[W];
                 if (W > 1) *(Pack<T> *)values = *(const Pack<T> *)(picture + p * c + pack * W);
                 else values[0] = picture[p * c + pack];
 #pragma unroll
