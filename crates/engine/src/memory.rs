@@ -10,12 +10,11 @@ use crate::request::Request;
 use crate::stack::Stack;
 use crate::{Error, Result};
 use nets::{EncoderConfig, VaeConfig};
-use tensor::DType;
+use tensor::{DType, Device};
 
 /// Refuses what clearly needs more than the memory that is there.
 pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()> {
-    // A GPU's own memory is what counts where it computes.
-    let on_device = plan.compute.device.memory()?.map(|(free, _)| free as u64);
+    let on_device = on_device(plan.compute.device)?;
     let Some(there) = on_device.or(request.memory) else { return Ok(()) };
     let need = need(plan, stack);
     if need <= there {
@@ -37,10 +36,18 @@ pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()>
     ))
 }
 
+/// A GPU's own memory, which counts where it computes: what is free, and what this process holds there, since networks
+/// that are kept are counted as needed, too.
+fn on_device(device: Device) -> Result<Option<u64>> {
+    let Some((free, _)) = device.memory()? else { return Ok(None) };
+    let ours = tensor::memory_use_of(&device)?;
+    Ok(Some((free + ours.used + ours.free) as u64))
+}
+
 /// Refuses a benchmark that clearly needs more than the memory that is there.
 pub(crate) fn check_bench(what: &str, need: u64, there: Option<u64>, compute: Compute) -> Result<()> {
     let Compute { device, dtype } = compute;
-    let on_device = device.memory()?.map(|(free, _)| free as u64);
+    let on_device = on_device(device)?;
     let Some(there) = on_device.or(there).filter(|there| need > *there) else { return Ok(()) };
     let advice = match dtype {
         DType::F32 => "a smaller --size, a smaller --config or --precision bf16 need less",
