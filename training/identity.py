@@ -102,6 +102,9 @@ def main(seconds, names, batch):
     fill(unet, trained.state_dict())
     fill(net, stack.identity_net(trained).state_dict())
     fill(adapter, stack.add_identity(trained).state_dict())
+    if before := os.environ.get("BEFORE"):          # a folder with an earlier run's checkpoints, to go on from
+        for name, module in (("adapter", adapter), ("identitynet", net), ("resampler", resampler)):
+            fill(module, torch.load(os.path.join(before, name + ".pt"), map_location="cpu", weights_only=True))
     await_file(f"pairs{RANK}.tensor")
     latents, faces, hidden, pooled = (v.to(DEVICE) for v in torch.load(os.path.join(WORK, f"pairs{RANK}.tensor"), weights_only=True))
     torch.manual_seed(2000 + RANK)
