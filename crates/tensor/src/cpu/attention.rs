@@ -427,7 +427,7 @@ fn tiled_pass<T: Product>(
     (weight, add): (f32, bool),
 ) {
     let &Sizes { depth, stride, factor, causal } = sizes;
-    // SAFETY: `T::tiled` said that there are tiles.
+    // SAFETY: `tiled` said that there are tiles.
     let tiles = unsafe { Tiles::configure() };
     let (keys, values) = branch.head(head);
     let value_width = padded::<T>(branch.keys);
