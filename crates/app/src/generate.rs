@@ -8,7 +8,7 @@ use engine::{DeviceChoice, Event, ModelPaths, Output, Picture, Plan, Pose, Preci
 use hub::{HubConfig, Role};
 use serde_json::{Value, json};
 
-use crate::cli::{DeviceArg, GenerateArgs, PrecisionArg, RngArg};
+use crate::cli::{DeviceArg, GenerateArgs, MachineArgs, PictureArgs, PrecisionArg, RngArg};
 use crate::fault::Fault;
 use crate::likeness::Likeness;
 use crate::people::Drawn;
@@ -16,14 +16,14 @@ use crate::stack::{self, Given};
 use crate::{memory, models, output, threads};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Fault> {
-    threads::limit(args.threads)?;
+    threads::limit(args.machine.threads)?;
     let mut drawn = Drawn::new();
     work(args, &mut drawn).map_err(|fault| fault.reworded(|sentence| drawn.in_words(sentence)))
 }
 
 fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let config = models::config()?;
-    let mut request = request(args, &config);
+    let mut request = request(args);
     for face in &mut request.faces {
         *face = drawn.file(face)?;
     }
@@ -55,9 +55,8 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     tell(args, &output, &images, scale, drawn)
 }
 
-fn request(args: &GenerateArgs, config: &HubConfig) -> Request {
-    let mut request = Request::new(args.prompt.clone(), ModelPaths::default());
-    request.negative = args.negative.clone();
+fn request(args: &GenerateArgs) -> Request {
+    let mut request = begin(&args.prompt, &args.picture, &args.machine);
     request.plain_prompt = args.plain_prompt;
     request.faces = args.face.clone();
     request.face_index = args.face_index;
@@ -66,24 +65,32 @@ fn request(args: &GenerateArgs, config: &HubConfig) -> Request {
         (None, Some(path)) => Some(Pose::Map(path.clone())),
         (None, None) => None,
     };
-    request.identitynet_scale = args.identitynet_scale;
-    request.ip_adapter_scale = args.ip_adapter_scale;
     request.identitynet_start = args.identitynet_start.unwrap_or(request.identitynet_start);
     request.identitynet_end = args.identitynet_end.unwrap_or(request.identitynet_end);
-    request.steps = args.steps;
-    request.guidance = args.guidance;
-    request.sampler = args.sampler.clone();
-    request.size = args.size.map(|size| (size.width, size.height));
     request.seed = args.seed;
     request.count = args.count.unwrap_or(request.count);
     request.rng = match args.rng {
         Some(RngArg::Philox) => Rng::Philox,
         Some(RngArg::Cpu) | None => Rng::Cpu,
     };
-    request.device = device(args.device);
-    request.precision = precision(args.precision);
+    request
+}
+
+/// A request with what every command that makes pictures is told.
+pub(crate) fn begin(prompt: &str, picture: &PictureArgs, machine: &MachineArgs) -> Request {
+    let mut request = Request::new(prompt, ModelPaths::default());
+    request.negative = picture.negative.clone();
+    request.size = picture.size.map(|size| (size.width, size.height));
+    request.steps = picture.steps;
+    request.guidance = picture.guidance;
+    request.sampler = picture.sampler.clone();
+    request.identitynet_scale = picture.identitynet_scale;
+    request.ip_adapter_scale = picture.ip_adapter_scale;
+    request.device = device(machine.device);
+    request.precision = precision(machine.precision);
     request.memory = memory::available();
-    request.digest_cache = config.models.as_ref().and_then(|m| Some(m.parent()?.join("digests.json")));
+    // Without it, every picture would read all model files once more for its record.
+    request.digest_cache = Some(models::cache().join("digests.json"));
     request
 }
 

@@ -19,10 +19,12 @@ impl Place {
         self.0.path().join(name).to_string_lossy().into_owned()
     }
 
+    /// What lies here beside the program's cache.
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.0.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+            .filter(|name| name != ".cache")
             .collect();
         names.sort();
         names
@@ -121,6 +123,8 @@ fn a_photo_becomes_a_picture_with_its_record() {
     assert_eq!(place.generate(&[], &[&more[..], &["--threads", "1"]].concat()).status.code(), Some(0));
     assert_eq!(place.names(), ["x-0001.png", "x.png"]);
     assert_eq!(first, fs::read(place.path("x-0001.png")).unwrap());
+    let digests = fs::read_to_string(place.path(".cache/sameface/digests.json")).unwrap();
+    assert!(digests.contains("ip-adapter.bin"), "gigabytes are not read again for every picture's record");
 }
 
 #[test]

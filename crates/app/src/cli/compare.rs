@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::{finite, seed, threads, whole};
-use super::{DeviceArg, ModelFileArgs, PrecisionArg, ShardArg, SizeArg};
+use super::values::{finite, seed, whole};
+use super::{MachineArgs, ModelFileArgs, PictureArgs, ShardArg};
 
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER)]
@@ -45,7 +45,7 @@ pub(crate) struct CompareArgs {
     pub(crate) methods: Vec<String>,
 
     /// Runs each method at each of these weights and draws curve.png. For InstantID it is the adapter's weight, while
-    /// IdentityNet keeps its own. [default: the model's own weights alone]
+    /// IdentityNet keeps its own. [default: --ip-adapter-scale and --identitynet-scale alone]
     #[arg(long, value_name = "X,X,...", value_delimiter = ',', value_parser = finite, allow_negative_numbers = true, help_heading = "What is compared")]
     pub(crate) scales: Vec<f64>,
 
@@ -59,52 +59,18 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "FOLDER", help_heading = "What is compared")]
     pub(crate) judge: Option<PathBuf>,
 
-    /// What the pictures shall not show.
-    #[arg(long, value_name = "TEXT", help_heading = "The pictures")]
-    pub(crate) negative: Option<String>,
-
-    /// Width and height in pixels, each a multiple of 8. [default: what the model was made for]
-    #[arg(long, value_name = "WxH", allow_hyphen_values = true, help_heading = "The pictures")]
-    pub(crate) size: Option<SizeArg>,
-
-    /// Steps of the sampler. [default: the model's own, 30 for SDXL]
-    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "The pictures")]
-    pub(crate) steps: Option<usize>,
-
-    /// How closely the prompt is followed. [default: the model's own, 5 for SDXL]
-    #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The pictures")]
-    pub(crate) guidance: Option<f64>,
-
-    /// How strongly the IdentityNet acts where --scales says nothing else. [default: the model's own, 0.8 for InstantID]
-    #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The pictures")]
-    pub(crate) identitynet_scale: Option<f64>,
-
-    /// How strongly the adapter acts where --scales says nothing else. [default: the model's own, 0.8 for InstantID]
-    #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The pictures")]
-    pub(crate) ip_adapter_scale: Option<f64>,
-
-    /// As for `generate`. [default: the one in the model's scheduler_config.json]
-    #[arg(long, value_name = "NAME", help_heading = "The pictures")]
-    pub(crate) sampler: Option<String>,
+    #[command(flatten)]
+    pub(crate) picture: PictureArgs,
 
     /// Seed of the first row; each row of faces and prompts has its own, which all methods share. [default: 1]
-    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, help_heading = "The pictures")]
+    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) seed: Option<u64>,
 
     #[command(flatten)]
     pub(crate) models: ModelFileArgs,
 
-    /// auto, cpu or cuda:N (experimental; auto takes the CPU). [default: auto]
-    #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
-    pub(crate) device: Option<DeviceArg>,
-
-    /// The numbers to compute with. [default: auto]
-    #[arg(long, value_name = "KIND", value_enum, help_heading = "The machine")]
-    pub(crate) precision: Option<PrecisionArg>,
-
-    /// Threads on the CPU. [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true, help_heading = "The machine")]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 
     /// A folder for index.html, table.json, grid.png, curve.png and all pictures. Each picture is kept when it is finished:
     /// the same command with the same folder goes on where it was stopped, and with more methods or weights adds to it.

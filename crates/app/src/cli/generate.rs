@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::{finite, seed, threads, whole};
-use super::{DeviceArg, ModelFileArgs, PrecisionArg, RngArg, SizeArg};
+use super::values::{finite, seed, whole};
+use super::{MachineArgs, ModelFileArgs, PictureArgs, RngArg};
 
 #[derive(Args, Debug)]
 #[command(after_long_help = AFTER)]
@@ -33,15 +33,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "IMAGE", help_heading = "The person")]
     pub(crate) pose_map: Option<PathBuf>,
 
-    /// How strongly the IdentityNet, which holds face shape and place, acts; 0 switches it off. [default: the
-    /// model's own, 0.8 for InstantID]
-    #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
-    pub(crate) identitynet_scale: Option<f64>,
-
-    /// How strongly the adapter, which holds likeness, acts; 0 switches it off. [default: the model's own,
-    /// 0.8 for InstantID]
-    #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
-    pub(crate) ip_adapter_scale: Option<f64>,
+    #[command(flatten)]
+    pub(crate) picture: PictureArgs,
 
     /// The IdentityNet acts from this part of the steps on: 0 is the first, 1 the end. [default: 0]
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
@@ -51,31 +44,9 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The person")]
     pub(crate) identitynet_end: Option<f64>,
 
-    /// What the picture shall not show.
-    #[arg(long, value_name = "TEXT", help_heading = "The picture")]
-    pub(crate) negative: Option<String>,
-
     /// Takes brackets and BREAK in prompts as plain text.
     #[arg(long, help_heading = "The picture")]
     pub(crate) plain_prompt: bool,
-
-    /// Width and height in pixels, each a multiple of 8. [default: what the model was made for, 1024x1024 for SDXL]
-    #[arg(long, value_name = "WxH", allow_hyphen_values = true, help_heading = "The picture")]
-    pub(crate) size: Option<SizeArg>,
-
-    /// Steps of the sampler. [default: the model's own, 30 for SDXL]
-    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "The picture")]
-    pub(crate) steps: Option<usize>,
-
-    /// How closely the prompt is followed; 1 switches guidance off and halves the work. [default: the model's
-    /// own, 5 for SDXL]
-    #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The picture")]
-    pub(crate) guidance: Option<f64>,
-
-    /// euler, euler_karras, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, unipc, unipc_karras or lcm. [default: the one in
-    /// the model's scheduler_config.json]
-    #[arg(long, value_name = "NAME", help_heading = "The picture")]
-    pub(crate) sampler: Option<String>,
 
     /// The same seed and settings give the same picture. [default: drawn, and told]
     #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, help_heading = "The picture")]
@@ -92,17 +63,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) models: ModelFileArgs,
 
-    /// auto, cpu or cuda:N (experimental; auto takes the CPU). [default: auto]
-    #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
-    pub(crate) device: Option<DeviceArg>,
-
-    /// The numbers to compute with; auto takes f32 for small models and bf16 for large ones. [default: auto]
-    #[arg(long, value_name = "KIND", value_enum, help_heading = "The machine")]
-    pub(crate) precision: Option<PrecisionArg>,
-
-    /// Threads on the CPU. [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true, help_heading = "The machine")]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 
     /// A file, or a folder for generated names. A name that exists gets a number, nothing is overwritten.
     /// [default: the current folder]

@@ -8,6 +8,7 @@ mod faces;
 mod files;
 mod generate;
 mod models;
+mod shared;
 mod values;
 
 use clap::{Parser, Subcommand};
@@ -19,6 +20,7 @@ pub(crate) use faces::FacesArgs;
 pub(crate) use files::ModelFileArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use models::{ModelsArgs, ModelsCommand, PullArgs};
+pub(crate) use shared::{MachineArgs, PictureArgs};
 pub(crate) use values::{DeviceArg, PrecisionArg, RngArg, ShardArg, SizeArg};
 
 /// Generates pictures of a person from one photo of their face.

@@ -23,11 +23,11 @@ use crate::cli::CompareArgs;
 use crate::fault::Fault;
 use crate::people::Drawn;
 use crate::stack::{self, Given};
-use crate::{generate, memory, models, output, threads};
+use crate::{generate, models, output, threads};
 use journal::{Entry, Journal};
 
 pub(crate) fn run(args: &CompareArgs) -> Result<(), Fault> {
-    threads::limit(args.threads)?;
+    threads::limit(args.machine.threads)?;
     let mut drawn = Drawn::new();
     work(args, &mut drawn).map_err(|fault| fault.reworded(|sentence| drawn.in_words(sentence)))
 }
@@ -71,20 +71,8 @@ fn request(args: &CompareArgs) -> Result<Request, Fault> {
     if args.per_face == Some(0) {
         return Err(Fault::Given("--per-face is 0; each face needs at least one prompt".into()));
     }
-    let mut request = Request::new("", engine::ModelPaths::default());
-    request.negative = args.negative.clone();
-    request.size = args.size.map(|size| (size.width, size.height));
-    request.steps = args.steps;
-    request.guidance = args.guidance;
-    request.identitynet_scale = args.identitynet_scale;
-    request.ip_adapter_scale = args.ip_adapter_scale;
-    request.sampler = args.sampler.clone();
+    let mut request = generate::begin("", &args.picture, &args.machine);
     request.seed = Some(args.seed.unwrap_or(1));
-    request.device = generate::device(args.device);
-    request.precision = generate::precision(args.precision);
-    request.memory = memory::available();
-    // Without it, every picture would read all model files once more for its record.
-    request.digest_cache = Some(models::cache().join("digests.json"));
     Ok(request)
 }
 
