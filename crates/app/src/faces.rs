@@ -18,6 +18,8 @@ pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
             return Err(Fault::Given(format!("{option} `{path}` is for one photo, and {count} are given")));
         }
     }
+    // Asked before the work is done, as everything that can be.
+    check_places(args)?;
     threads::limit(args.threads)?;
     let (folder, built_in) = stack::face_models(&models::config()?, args.face_models.as_deref())?;
     let analyzer = FaceAnalyzer::open(&folder)?;
@@ -42,6 +44,36 @@ pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
         true => Err(Fault::Said),
         false => Ok(()),
     }
+}
+
+/// Refuses names that cannot be written or hold something already.
+fn check_places(args: &FacesArgs) -> Result<(), Fault> {
+    let named = [("--draw", &args.draw), ("--draw-keypoints", &args.draw_keypoints), ("--save", &args.save)];
+    let named: Vec<(&str, &Path)> =
+        named.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?))).collect();
+    for (i, (option, path)) in named.iter().enumerate() {
+        let refuse = |why: &str| Err(Fault::Given(format!("{option} `{}` {why}", path.display())));
+        engine::Target::check_file(path)?;
+        let there = path.symlink_metadata().is_ok();
+        if there && !path.is_file() {
+            return refuse("is not a regular file; name a new one");
+        }
+        // Through links and dots too: what is drawn on must not be lost, --force or not.
+        let same = |photo: &Path| there && photo.canonicalize().ok() == path.canonicalize().ok();
+        if args.photos.iter().any(|photo| same(photo)) {
+            return refuse("is the photo itself; name a new file");
+        }
+        if there && !args.force {
+            return refuse("exists already; name a new file, or add --force to replace it");
+        }
+        if *option != "--save" && !path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png")) {
+            return refuse("has another ending; pictures are written as .png");
+        }
+        if let Some((other, _)) = named[..i].iter().find(|(_, other)| other == path) {
+            return refuse(&format!("is what {other} names too; give each its own file"));
+        }
+    }
+    Ok(())
 }
 
 /// What came of one photo.
@@ -133,7 +165,11 @@ fn print(args: &FacesArgs, looks: &[Look]) -> Result<(), Fault> {
 fn value(look: &Look) -> Value {
     let photo = look.path.display().to_string();
     match &look.outcome {
-        Ok((_, analysis)) => json!({"photo": photo, "faces": analysis.faces.iter().map(face).collect::<Vec<_>>()}),
+        Ok((_, analysis)) => {
+            let (width, height) = analysis.size;
+            let faces: Vec<Value> = analysis.faces.iter().map(face).collect();
+            json!({"photo": photo, "size": [width, height], "faces": faces})
+        }
         Err(error) => json!({"photo": photo, "faces": [], "error": error}),
     }
 }

@@ -44,7 +44,8 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
         saved.push((path, latent, picture));
         Ok(())
     };
-    let output = make(&request, drawn, &mut save)?;
+    let mut notes = Vec::new();
+    let output = make(&request, drawn, &mut notes, &mut save)?;
     let likeness = Likeness::open(&request)?;
     let images = saved.into_iter().map(|(path, latent, picture)| {
         Ok(Image { path, latent, seed: picture.seed, likeness: likeness.of(&picture)? })
@@ -52,7 +53,7 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let images = images.collect::<Result<Vec<_>, Fault>>()?;
     let judged = !args.json && images.iter().any(|image| image.likeness.is_some());
     let scale = if judged { likeness.scale()? } else { None };
-    tell(args, &output, &images, scale, drawn)
+    tell(args, &output, &images, &notes, scale, drawn)
 }
 
 fn request(args: &GenerateArgs) -> Request {
@@ -131,10 +132,11 @@ struct Image {
     likeness: Option<f64>,
 }
 
-/// Runs the request with a bar for the steps.
+/// Runs the request with a bar for the steps; `notes` are said, and kept for `--json`.
 fn make(
     request: &Request,
     drawn: &Drawn,
+    notes: &mut Vec<String>,
     save: &mut dyn FnMut(Picture, &Plan) -> engine::Result<()>,
 ) -> Result<Output, Fault> {
     let bar = output::bar(0, false);
@@ -147,7 +149,11 @@ fn make(
                     since.get_or_insert_with(Instant::now);
                 }
             }
-            Event::Note(note) => bar.suspend(|| output::say(&format!("note: {}", drawn.in_words(&note)))),
+            Event::Note(note) => {
+                let note = drawn.in_words(&note);
+                bar.suspend(|| output::say(&format!("note: {note}")));
+                notes.push(note);
+            }
             Event::Step { image, images, step, steps } => {
                 let done = (image * steps + step) as u64;
                 bar.set_length((images * steps) as u64);
@@ -178,6 +184,7 @@ fn tell(
     args: &GenerateArgs,
     output: &Output,
     images: &[Image],
+    notes: &[String],
     scale: Option<(f64, f64)>,
     drawn: &Drawn,
 ) -> Result<(), Fault> {
@@ -219,5 +226,7 @@ fn tell(
         .iter()
         .map(|p| json!({"photo": words(&p.name), "skipped": p.skipped.as_deref().map(words), "notices": p.notices.iter().map(|n| words(n)).collect::<Vec<_>>(), "likeness": p.likeness}))
         .collect();
-    output::json(&json!({"images": images, "plan": output.plan, "photos": photos, "timings": output.timings}))
+    output::json(
+        &json!({"images": images, "plan": output.plan, "photos": photos, "notes": notes, "timings": output.timings}),
+    )
 }

@@ -101,6 +101,52 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// What stands behind the name of the program in an example: quoted where it has spaces, and at a gap of two
+    /// spaces or a `|` it ends.
+    fn words(example: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let (mut quoted, mut before) = (false, ' ');
+        for c in example.trim_start().chars() {
+            match c {
+                '"' => quoted = !quoted,
+                ' ' if !quoted && before == ' ' => break,
+                '|' if !quoted => break,
+                ' ' if !quoted => words.push(String::new()),
+                _ => words.last_mut().unwrap().push(c),
+            }
+            before = if quoted { '"' } else { c };
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    /// All lines of help and of the README that begin as a command does.
+    fn examples() -> Vec<String> {
+        fn helps(command: &clap::Command, into: &mut String) {
+            for text in [command.get_after_long_help(), command.get_after_help()].into_iter().flatten() {
+                *into += &format!("{text}\n");
+            }
+            command.get_subcommands().for_each(|command| helps(command, into));
+        }
+        let mut text = include_str!("../../../README.md").split("\\\n").map(str::trim_start).collect::<String>();
+        text = text.replace("cargo run --release -- ", "sameface ");
+        helps(&Cli::command(), &mut text);
+        let begins = |line: &&str| line.starts_with("sameface ") && !line.contains("COMMAND");
+        text.lines().map(str::trim_start).filter(begins).map(str::to_string).collect()
+    }
+
+    #[test]
+    fn examples_can_be_given_as_they_stand() {
+        let examples = examples();
+        assert!(examples.len() > 30, "{examples:#?}");
+        for example in examples {
+            let words = words(&example);
+            if let Err(error) = Cli::try_parse_from(&words) {
+                panic!("{example}\n{words:?}\n{error}");
+            }
+        }
+    }
+
     #[test]
     fn refusals_are_one_line() {
         for (line, said) in [

@@ -37,5 +37,7 @@ mod tests {
         let said = fault.to_string();
         assert!(said.contains("two lines (") && said.contains("panics.rs") && !said.contains('\n'), "{said}");
         assert!(contained(|| Ok(())).is_ok());
+        // Other tests' panics shall be seen.
+        drop(std::panic::take_hook());
     }
 }

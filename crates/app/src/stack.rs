@@ -80,6 +80,8 @@ pub(crate) fn find(config: &HubConfig, given: &Given, needs: impl Fn(Role) -> bo
             named => Ok(Some(hub::locate(config, role, named)?.path)),
         }
     };
+    // What was given comes before what is missing: a name that cannot be used is told even where no model is.
+    Role::ALL.into_iter().filter(|role| given.of(*role).is_some()).try_for_each(|role| find(role).map(drop))?;
     Ok(ModelPaths {
         base: find(Role::Base)?.unwrap_or_default(),
         config: given.model_config.map(Path::to_path_buf),

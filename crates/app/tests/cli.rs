@@ -27,9 +27,15 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn refusals_have_one_sentence_and_a_status() {
     let home = tempfile::tempdir().unwrap();
+    let (photo, nets) = (fixture("face.png"), fixture("nets/plain"));
     for (line, status, said) in [
         (&["models", "path", "nonsense"][..], 2, "no model is called `nonsense`; known are `instantid`"),
         (&["models", "path", "instantid"], 2, "`sameface models pull instantid` brings it"),
+        (&["generate", "a", "--model", "sdxl"], 2, "`sameface models pull sdxl-base` brings it"),
+        (&["generate", "a", "--model", "sdxl-bose"], 2, "or a name (known: `sdxl-base`)"),
+        // What was given is told before what is missing, which is this machine's lack.
+        (&["generate", "a", "--face", &photo, "--ip-adapter", "none.bin"], 2, "--ip-adapter `none.bin` does not exist"),
+        (&["generate", "a", "--face-models", &nets, "--face", &photo], 1, "`sameface models pull instantid` brings it"),
         (&["models", "pull", "no/such/name"], 2, "no model is called `no/such/name`"),
         (&["models", "frobnicate"], 2, "unrecognized subcommand 'frobnicate'"),
         (&["--nonsense"], 2, "unexpected argument '--nonsense'"),
@@ -122,7 +128,7 @@ fn faces_are_listed_drawn_and_saved() {
         text(&output.stdout)
     };
     let one: serde_json::Value = serde_json::from_str(&run(&["--json"])).unwrap();
-    assert_eq!(one["photo"], photo.as_str());
+    assert_eq!((&one["photo"], &one["size"]), (&photo.as_str().into(), &serde_json::json!([200, 240])));
     let faces = one["faces"].as_array().unwrap();
     assert!(faces.len() > 1);
     let face = &faces[1];
@@ -137,11 +143,25 @@ fn faces_are_listed_drawn_and_saved() {
     assert_eq!(two, serde_json::json!([one, one]));
 
     let file = |name: &str| home.path().join(name).to_string_lossy().into_owned();
-    let files = [file("boxes.png"), file("keypoints.png"), file("ada.safetensors")];
-    run(&["--draw", &files[0], "--draw-keypoints", &files[1], "--save", &files[2]]);
+    let files = [file("boxes.png"), file("keypoints.png"), file("new/ada.safetensors")];
+    let line = ["--draw", &files[0], "--draw-keypoints", &files[1], "--save", &files[2]];
+    run(&line);
     for (path, magic) in files.iter().zip([&b"\x89PNG"[..], b"\x89PNG", b""]) {
         assert!(std::fs::read(PathBuf::from(path)).unwrap().starts_with(magic), "{path}");
     }
+    // What exists is replaced for those who say so.
+    for path in &files {
+        std::fs::write(path, "mine").unwrap();
+    }
+    for option in line.chunks(2) {
+        let output = sameface(home.path(), &[&["faces", &photo, "--face-models", &nets], option].concat());
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(&format!("{} `{}` exists already", option[0], option[1])), "{said}");
+    }
+    assert!(files.iter().all(|path| std::fs::read(path).unwrap() == b"mine"));
+    run(&[&line[..], &["--force"]].concat());
+    assert!(files.iter().all(|path| std::fs::read(path).unwrap() != b"mine"));
 }
 
 #[test]
@@ -157,8 +177,11 @@ fn photos_that_cannot_be_used_are_reported_and_the_others_done() {
         (vec!["faces", &photo, "--face-models", &none], "--face-models"),
         (vec!["faces", &photo, &photo, "--draw", "x.png"], "--draw `x.png` is for one photo, and 2 are given"),
         (vec!["faces", &photo, "--threads", "0"], "a whole number from 1 to 1024"),
-        (vec!["faces", &photo, "--save", "/dev/null/x"], "the identity `/dev/null/x` could not be written"),
-        (vec!["faces", &photo, "--draw", "/dev/null/x.png"], "the picture `/dev/null/x.png` could not be written"),
+        (vec!["faces", &photo, "--save", "/dev/null/x"], "/dev/null is not a folder"),
+        (vec!["faces", &photo, "--draw", "/dev/null", "--force"], "`/dev/null` is not a regular file"),
+        (vec!["faces", &photo, "--draw", "x.jpg"], "pictures are written as .png"),
+        (vec!["faces", &photo, "--draw", "x.png", "--save", "x.png"], "is what --draw names too"),
+        (vec!["faces", &photo, "--draw", &photo, "--force"], "is the photo itself"),
     ] {
         let given = line.contains(&"--face-models");
         let line = [&line[..], if given { &[] } else { &models }].concat();

@@ -48,11 +48,14 @@ pub(crate) fn open_regular(path: &Path) -> std::result::Result<File, String> {
     File::open(path).map_err(plain)
 }
 
-/// Writes beside the target, syncs, then renames, so that no reader ever sees half a file.
+/// Writes beside the target, syncs, then renames, so that no reader ever sees half a file. Folders on the way are made.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let beside = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let attempt = || -> std::io::Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
         let mut file = File::create(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;

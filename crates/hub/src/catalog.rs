@@ -53,8 +53,13 @@ impl Entry {
     }
 }
 
+/// Other names that people try.
+const ALIASES: &[(&str, &str)] = &[("sdxl", "sdxl-base")];
+
 /// The entry of this name.
 pub fn entry(name: &str) -> Option<&'static Entry> {
+    let alias = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name));
+    let name = alias.map_or(name, |(_, name)| name);
     ENTRIES.iter().find(|entry| entry.name.eq_ignore_ascii_case(name))
 }
 
@@ -64,9 +69,10 @@ pub fn default_for(role: Role) -> &'static Entry {
     ENTRIES.iter().find(|entry| entry.roles.contains(&role)).unwrap_or(&ENTRIES[0])
 }
 
-/// All names, for messages.
-pub fn names() -> String {
-    ENTRIES.iter().map(|entry| format!("`{}`", entry.name)).collect::<Vec<_>>().join(", ")
+/// All names, or those that a part of the stack can have, for messages.
+pub fn names(role: Option<Role>) -> String {
+    let fits = |entry: &&Entry| role.is_none_or(|role| entry.roles.contains(&role));
+    ENTRIES.iter().filter(fits).map(|entry| format!("`{}`", entry.name)).collect::<Vec<_>>().join(", ")
 }
 
 const fn file(path: &'static str, bytes: u64, sha256: &'static str) -> File {

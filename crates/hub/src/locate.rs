@@ -126,7 +126,7 @@ fn locate_given(config: &HubConfig, role: Role, given: &str) -> Result<Found> {
         let pull = format!("`sameface models pull {given}` looks for a repository of that name");
         return Err(refuse(format!("is neither a path nor in the Hugging Face cache; {pull}")));
     }
-    Err(refuse(format!("does not exist; it must be {} (known names: {})", role.valid(), catalog::names())))
+    Err(refuse(format!("does not exist; it must be {} (known: {})", role.valid(), catalog::names(Some(role)))))
 }
 
 fn locate_default(config: &HubConfig, role: Role) -> Result<Found> {
@@ -224,7 +224,7 @@ pub fn path_of(config: &HubConfig, name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     if !is_repo(name) {
-        return Err(Error::UnknownModel { name: name.to_string(), known: catalog::names() });
+        return Err(Error::UnknownModel { name: name.to_string(), known: catalog::names(None) });
     }
     RepoCache::new(&config.cache, name).snapshots(None).into_iter().next().ok_or_else(not_here)
 }

@@ -149,7 +149,7 @@ pub fn plan(config: &HubConfig, name: &str) -> Result<Plan> {
         return Ok(Plan { parts });
     }
     if !is_repo(name) {
-        return Err(Error::UnknownModel { name: name.to_string(), known: catalog::names() });
+        return Err(Error::UnknownModel { name: name.to_string(), known: catalog::names(None) });
     }
     if config.offline {
         return Err(Error::Offline { name: name.to_string() });

@@ -34,12 +34,16 @@ pub(crate) struct FacesArgs {
     #[arg(long, value_name = "IDENTITY.safetensors")]
     pub(crate) save: Option<PathBuf>,
 
+    /// Replaces files that exist already; without it, --draw, --draw-keypoints and --save refuse such names.
+    #[arg(long)]
+    pub(crate) force: bool,
+
     /// Threads on the CPU. [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<u16>,
 
-    /// Prints {"photo", "faces": [{"bbox", "det_score", "kps", "embedding"}]} on stdout, a list of these for several
-    /// photos.
+    /// Prints {"photo", "size", "faces": [{"bbox", "det_score", "kps", "embedding"}]} on stdout, a list of these for
+    /// several photos.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -52,6 +56,7 @@ Examples:
   sameface faces crowd.jpg --face-index 2 --draw-keypoints pose.png
 
 Faces are ordered by size, the largest first. `bbox` is [x1, y1, x2, y2] and `kps` are the eyes, the tip of the nose and \
-the corners of the mouth, the ones at the picture's left first, all in pixels of the upright photo. `embedding` is what \
+the corners of the mouth, the ones at the picture's left first, all in pixels of the upright photo, whose width and \
+height are `size`. `embedding` is what \
 the encoder says, 512 numbers, not normalised. A photo that cannot be used has its sentence on stderr and, with --json, \
 an `error`; the others are done, and the exit status is 2.";

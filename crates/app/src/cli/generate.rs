@@ -75,7 +75,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE", help_heading = "The result")]
     pub(crate) save_latent: Option<PathBuf>,
 
-    /// Prints {"images": [{"path", "seed"}], "plan", "photos", "timings"} on stdout.
+    /// Prints {"images": [{"path", "seed"}], "plan", "photos", "notes", "timings"} on stdout.
     #[arg(long, help_heading = "The result")]
     pub(crate) json: bool,
 }

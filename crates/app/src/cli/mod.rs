@@ -47,7 +47,8 @@ Where things are:
   SAMEFACE_HOME    models are looked for in $SAMEFACE_HOME/models first; the layouts of ComfyUI and A1111 are known
   HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN     as for every program of the Hugging Face hub
 
-Exit status: 0 done; 1 something went wrong on this machine or the network; 2 something that was given cannot be used. \
+Exit status: 0 done; 1 something is missing or went wrong on this machine or the network; 2 something that was given \
+cannot be used. \
 An error is one sentence on stderr; with --json stdout holds {\"error\": \"...\"} besides.";
 
 #[derive(Debug, Subcommand)]
