@@ -202,20 +202,24 @@ class Stack:
             stack.identity[name] = ruled_weight("ip_adapter." + name, r)
         return stack
 
-    def pipeline(self, scheduler):
-        """The public pipeline over these networks. Its own loader fixes the Resampler at width 1280, hence by hand."""
-        pipe = self.instantid.StableDiffusionXLInstantIDPipeline(
+    def base_parts(self, scheduler):
+        """What a pipeline of SDXL is made of."""
+        return dict(
             vae=self.vae,
             text_encoder=self.text_encoder,
             text_encoder_2=self.text_encoder_2,
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
             unet=self.unet,
-            controlnet=self.controlnet,
             scheduler=scheduler,
             force_zeros_for_empty_prompt=self.shape.force_zeros,
             add_watermarker=False,
         )
+
+    def pipeline(self, scheduler):
+        """The public pipeline over these networks. Its own loader fixes the Resampler at width 1280, hence by hand."""
+        parts = self.base_parts(scheduler)
+        pipe = self.instantid.StableDiffusionXLInstantIDPipeline(controlnet=self.controlnet, **parts)
         pipe.image_proj_model = self.resampler
         pipe.image_proj_model_in_features = 512
         file = io.BytesIO()
@@ -231,17 +235,7 @@ class Stack:
         """The diffusers folder of the base model. `published_text_keys` writes `text_model.` before the first
         encoder's keys, as published files do and transformers 5 no longer does."""
         folder = Path(folder)
-        pipe = StableDiffusionXLPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer=self.tokenizer,
-            tokenizer_2=self.tokenizer_2,
-            unet=self.unet,
-            scheduler=scheduler,
-            force_zeros_for_empty_prompt=self.shape.force_zeros,
-            add_watermarker=False,
-        )
+        pipe = StableDiffusionXLPipeline(**self.base_parts(scheduler))
         with stored_as(self.modules().values(), self.dtype if half else torch.float32):
             pipe.save_pretrained(folder, **options)
         for name in ("tokenizer", "tokenizer_2"):

@@ -83,6 +83,20 @@ fn lock(canvas: &mut Canvas, view: &View, points: &[P], hair: Rgb, middle: P) {
     canvas.side_shadow(&path, middle, 1.5 * u, shade(hair, 1.0), 0.6);
 }
 
+/// A curl: a ball around `p`, with how strongly it is lit and shaded.
+fn curl(canvas: &mut Canvas, p: P, radius: f32, hair: Rgb, (lit, shaded): (f32, f32)) {
+    let path = circle(p, radius);
+    canvas.shape(&path, hair);
+    canvas.tone(
+        &path,
+        Fill::Round(
+            (p.0 + canvas.light.0 * 0.3 * radius, p.1 - 0.4 * radius),
+            1.3 * radius,
+            vec![(0.0, light(hair, 0.5), lit), (0.5, hair, 0.0), (1.0, shade(hair, 1.0), shaded)],
+        ),
+    );
+}
+
 /// Hair on top of the head and in front of it.
 pub(crate) fn front(canvas: &mut Canvas, view: &View, c: &Character, shape: &Shape, hair: Rgb, hat: bool) {
     let (w, u) = (shape.half_width, view.unit);
@@ -168,17 +182,7 @@ pub(crate) fn front(canvas: &mut Canvas, view: &View, c: &Character, shape: &Sha
                 let reach = 1.0 - 0.2 * row as f32;
                 let (x, y) = (a.cos() * (w + 0.05) * reach, low + a.sin() * (1.2 + low) * reach);
                 let p = view.flat(x, y.min(-hl * 0.55 + 0.55 * (x / w).abs()), -0.05 + 0.35 * (1.0 - reach));
-                let rr = r * (0.85 + 0.3 * rng.unit()) * u;
-                let path = circle(p, rr);
-                canvas.shape(&path, hair);
-                canvas.tone(
-                    &path,
-                    Fill::Round(
-                        (p.0 + canvas.light.0 * 0.3 * rr, p.1 - 0.4 * rr),
-                        1.3 * rr,
-                        vec![(0.0, light(hair, 0.5), 0.55), (0.5, hair, 0.0), (1.0, shade(hair, 1.0), 0.75)],
-                    ),
-                );
+                curl(canvas, p, r * (0.85 + 0.3 * rng.unit()) * u, hair, (0.55, 0.75));
             }
         }
     };
@@ -365,17 +369,7 @@ pub(crate) fn front(canvas: &mut Canvas, view: &View, c: &Character, shape: &Sha
                     let y = 0.2 + 0.42 * i as f32;
                     let x = s * (1.08 * w + 0.1 + 0.03 * i as f32);
                     let p = if y > 1.9 { body.flat(x, y, 0.0) } else { view.flat(x, y, -0.02) };
-                    let rr = 0.25 * u;
-                    let path = circle(p, rr);
-                    canvas.shape(&path, hair);
-                    canvas.tone(
-                        &path,
-                        Fill::Round(
-                            (p.0 + canvas.light.0 * 0.3 * rr, p.1 - 0.4 * rr),
-                            1.3 * rr,
-                            vec![(0.0, light(hair, 0.5), 0.5), (0.5, hair, 0.0), (1.0, shade(hair, 1.0), 0.7)],
-                        ),
-                    );
+                    curl(canvas, p, 0.25 * u, hair, (0.5, 0.7));
                 }
             }
         }

@@ -86,19 +86,14 @@ pub(crate) fn clothes(canvas: &mut Canvas, view: &View, c: &Character, shape: &S
         let arm = smooth(&[at(s * (wide - 0.42), 1.05), at(s * (wide - 0.52), 1.7), at(s * (wide - 0.45), 2.6)], false);
         canvas.line_alpha(&arm, dark, 0.05 * line, 0.7);
     }
+    let collar = || {
+        let points =
+            [(-neck - 0.02, -0.04), (-neck * 0.7, 0.24), (0.0, 0.33), (neck * 0.7, 0.24), (neck + 0.02, -0.04)];
+        smooth(&points.map(|(x, dy)| at(x, dy)), false)
+    };
     match kind {
         Clothing::TShirt => {
-            let collar = smooth(
-                &[
-                    at(-neck - 0.02, -0.04),
-                    at(-neck * 0.7, 0.24),
-                    at(0.0, 0.33),
-                    at(neck * 0.7, 0.24),
-                    at(neck + 0.02, -0.04),
-                ],
-                false,
-            );
-            canvas.line(&collar, shade(cloth, 0.35), 0.11 * line);
+            canvas.line(&collar(), shade(cloth, 0.35), 0.11 * line);
         }
         Clothing::Turtleneck => {
             let roll = [
@@ -178,17 +173,7 @@ pub(crate) fn clothes(canvas: &mut Canvas, view: &View, c: &Character, shape: &S
                 );
             }
             canvas.side_shadow(&path, middle, 2.6 * u, shade(cloth, 1.0), 0.45);
-            let collar = smooth(
-                &[
-                    at(-neck - 0.02, -0.04),
-                    at(-neck * 0.7, 0.24),
-                    at(0.0, 0.33),
-                    at(neck * 0.7, 0.24),
-                    at(neck + 0.02, -0.04),
-                ],
-                false,
-            );
-            canvas.line(&collar, shade(cloth, 0.3), 0.1 * line);
+            canvas.line(&collar(), shade(cloth, 0.3), 0.1 * line);
         }
         Clothing::Dress => {
             let necklace = smooth(

@@ -337,28 +337,20 @@ fn hostile_files() {
     assert!(error.contains("too deeply") || error.contains("too often"), "{error}");
 
     // Wide rather than deep: a list of many, many times over.
-    let mut wide = b"\x80\x04}](".to_vec();
-    wide.extend(b"N".repeat(100_000));
-    wide.extend(b"e\x94(");
-    for i in 0..50_000u32 {
-        wide.push(b'J');
-        wide.extend(i.to_le_bytes());
-        wide.extend(b"h\0");
-    }
-    wide.extend(b"u.");
+    let wide = |head: &[u8], after: &[u8]| {
+        let mut bytes = [head, &b"N".repeat(100_000), after].concat();
+        for i in 0..50_000u32 {
+            bytes.push(b'J');
+            bytes.extend(i.to_le_bytes());
+            bytes.extend(b"h\0");
+        }
+        bytes.extend(b"u.");
+        bytes
+    };
     // The list is remembered while it lies on the stack; the dictionary below it takes none of it.
-    let error = open(&wide);
+    let error = open(&wide(b"\x80\x04}](", b"e\x94("));
     assert!(error.contains("something other than a dictionary"), "{error}");
-    let mut wide = b"\x80\x04](".to_vec();
-    wide.extend(b"N".repeat(100_000));
-    wide.extend(b"e\x940}(");
-    for i in 0..50_000u32 {
-        wide.push(b'J');
-        wide.extend(i.to_le_bytes());
-        wide.extend(b"h\0");
-    }
-    wide.extend(b"u.");
-    let error = open(&wide);
+    let error = open(&wide(b"\x80\x04](", b"e\x940}("));
     assert!(error.contains("too often"), "{error}");
 
     let million = 1_000_000;
