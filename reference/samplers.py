@@ -128,6 +128,10 @@ def rows():
         yield "dpmpp_2m", {**SDXL, **extra}, steps
     for extra, steps in itertools.product(({"solver_type": "bh1"}, {"disable_corrector": [0, 2]}, {"solver_order": 3, "solver_type": "bh1"}), (3, 16)):
         yield "unipc", {**SDXL, **extra}, steps
+    for name, steps in itertools.product(("euler", "dpmpp_2m", "unipc"), (1, 2, 3, 7, 21)):
+        for extra in ({"timestep_spacing": "leading", "steps_offset": 1}, {"final_sigmas_type": "sigma_min"}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}):
+            yield name, {**SDXL, "use_beta_sigmas": True, **extra}, steps
+    yield "euler", {**SDXL, "use_beta_sigmas": True, "sigma_min": 0.05, "sigma_max": 10.0}, 6
     for eta in (0.3, 1.0):
         yield "ddim", {**SDXL, "clip_sample": False, "steps_offset": 1}, 5, eta
     yield "lcm", {**SDXL, "original_inference_steps": 100, "timestep_scaling": 8.0}, 7

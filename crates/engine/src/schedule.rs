@@ -3,6 +3,7 @@
 //! Training tables are kept in f32 and the step tables computed in f64 where NumPy does so there, in the same order of
 //! operations: what a network sees as its timestep must not differ by one.
 
+mod beta;
 mod settings;
 
 use serde_json::Value;
@@ -142,7 +143,7 @@ fn lay_out(s: &Settings, sampler: Sampler, alphas_cumprod: &[f32], steps: usize)
     sigmas.truncate(timesteps.len() + usize::from(s.log_linear));
     sigmas.push(match (s.final_sigma_zero, sampler.kind, s.curve) {
         (true, ..) => 0.0,
-        (false, Kind::UniPc, Curve::Karras | Curve::Exponential) => sigmas[sigmas.len() - 1],
+        (false, Kind::UniPc, Curve::Karras | Curve::Exponential | Curve::Beta) => sigmas[sigmas.len() - 1],
         (false, ..) => f64::from(training[0]),
     });
     let sigmas = narrow(&sigmas);
@@ -184,6 +185,10 @@ fn levels(s: &Settings, kind: Kind, training: &[f32], exact: Vec<f64>, steps: us
             linspace(0.0, 1.0, steps).into_iter().map(|ramp| (max + ramp * (min - max)).powi(7)).collect()
         }
         Curve::Exponential => linspace(largest.ln(), smallest.ln(), steps).into_iter().map(f64::exp).collect(),
+        Curve::Beta => {
+            let shares = linspace(0.0, 1.0, steps).into_iter().map(|ramp| beta::quantile(1.0 - ramp));
+            shares.map(|share| smallest + share * (largest - smallest)).collect()
+        }
         Curve::Lu => {
             let (max, min) = (f64::from(ends.0.ln()), f64::from(ends.1.ln()));
             linspace(0.0, 1.0, steps).into_iter().map(|ramp| (max + ramp * (min - max)).exp()).collect()

@@ -147,7 +147,8 @@ fn what_is_not_supported_is_refused_by_name_and_value() {
         ("euler", json!({ "beta_schedule": "sigmoid" }), 5, "`beta_schedule` is \"sigmoid\""),
         ("euler", json!({ "beta_end": 1.5 }), 5, "`beta_end` is 1.5"),
         ("euler", json!({ "num_train_timesteps": 0 }), 5, "`num_train_timesteps` is 0"),
-        ("euler", json!({ "use_beta_sigmas": true }), 5, "`use_beta_sigmas` is true; supported: false"),
+        ("euler", json!({ "use_beta_sigmas": 1 }), 5, "`use_beta_sigmas` is 1; supported: true or false"),
+        ("unipc", json!({ "use_beta_sigmas": true, "use_karras_sigmas": true }), 5, "beside another curve"),
         ("euler", json!({ "trained_betas": [0.1, 2] }), 5, "`trained_betas` holds 2 numbers, 1 of them"),
         ("euler", json!({ "use_karras_sigmas": true, "use_exponential_sigmas": true }), 5, "beside another curve"),
         ("euler", json!({ "timestep_spacing": "leading", "steps_offset": 999 }), 2, "timestep 1499"),
@@ -182,7 +183,7 @@ fn what_is_not_supported_is_refused_by_name_and_value() {
         assert!(error.contains(expected), "{settings}: {error}");
     }
     // What a sampler does not read does not hinder it.
-    assert!(Schedule::new(&json!({ "use_beta_sigmas": true }), Sampler::from_name("ddim").unwrap(), 5).is_ok());
+    assert!(Schedule::new(&json!({ "use_beta_sigmas": 1 }), Sampler::from_name("ddim").unwrap(), 5).is_ok());
 }
 
 #[test]
@@ -262,6 +263,7 @@ fn settings_at_random_never_panic() {
         "rescale_betas_zero_snr",
         "use_karras_sigmas",
         "use_exponential_sigmas",
+        "use_beta_sigmas",
         "use_lu_lambdas",
         "sigma_min",
         "sigma_max",

@@ -40,6 +40,8 @@ pub enum Curve {
     Karras,
     /// Even in the logarithm.
     Exponential,
+    /// Over the quantiles of a beta distribution (Lee et al., 2024).
+    Beta,
     /// Even in the logarithm of the signal-to-noise ratio (Lu et al., 2022).
     Lu,
 }
@@ -254,10 +256,10 @@ impl Keys<'_> {
         if karras {
             return Ok(Curve::Karras);
         }
-        self.must_be_false("use_beta_sigmas")?;
         let curves = [
             ("use_karras_sigmas", Curve::Karras),
             ("use_exponential_sigmas", Curve::Exponential),
+            ("use_beta_sigmas", Curve::Beta),
             ("use_lu_lambdas", Curve::Lu),
         ];
         let mut chosen = Curve::Training;
