@@ -19,6 +19,7 @@ import warnings
 import cv2
 import numpy as np
 import onnx
+import simplejpeg
 import skimage.data
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -186,8 +187,17 @@ def photo_rows():
     save("grey.jpg", base.convert("L"), format="JPEG", quality=92)
     save("cmyk.jpg", base.convert("CMYK"), format="JPEG", quality=95)
     files["cmyk_unmarked.jpg"] = files["cmyk.jpg"].replace(b"Adobe", b"Other")
+    # Inks as Photoshop writes them, luma and chroma beside black, which Pillow reads and does not write.
+    inks = np.ascontiguousarray(255 - np.asarray(base.crop((0, 0, 53, 77)).convert("CMYK")))
+    for subsampling in ("444", "422", "420"):
+        files[f"ycck{subsampling}.jpg"] = simplejpeg.encode_jpeg(inks, 85, "CMYK", subsampling)
     for subsampling in (0, 1, 2):
         save(f"chroma{subsampling}.jpg", base.crop((0, 0, 53, 77)), format="JPEG", quality=85, subsampling=subsampling)
+    odd = np.ascontiguousarray(np.asarray(base.crop((0, 0, 53, 77))))
+    for subsampling in ("440", "411"):
+        files[f"chroma{subsampling}.jpg"] = simplejpeg.encode_jpeg(odd, 85, "RGB", subsampling)
+    save("kept_rgb.jpg", base, format="JPEG", quality=92, keep_rgb=True)
+    save("restarts.jpg", base, format="JPEG", quality=92, restart_marker_blocks=3, optimize=True)
     save("animated.gif", base.quantize(16), format="GIF", save_all=True, append_images=[ImageOps.invert(base).quantize(16)])
     save("animated.webp", base, format="WEBP", save_all=True, append_images=[ImageOps.invert(base)], lossless=True)
     save("animated.png", base, format="PNG", save_all=True, append_images=[ImageOps.invert(base)])

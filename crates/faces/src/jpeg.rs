@@ -15,6 +15,8 @@ struct Markers {
     width: u32,
     height: u32,
     components: u8,
+    /// Of each of four components, how many samples wide and high it is in a block of all: 0x21 is two by one.
+    sampling: [u8; 4],
     complete: bool,
 }
 
@@ -31,7 +33,8 @@ pub(crate) fn decode(bytes: &[u8], check: impl Fn(u32, u32) -> Answer<()>) -> An
     let out = match markers.components {
         1 => PixelFormat::Grayscale,
         3 => PixelFormat::Rgb,
-        4 => PixelFormat::Cmyk,
+        4 if has_usual_inks(markers.sampling) => PixelFormat::Cmyk,
+        4 => return Err("this kind of JPEG is not read: inks of unusual sizes; save it in RGB".into()),
         n => return Err(format!("the JPEG has {n} components; 1, 3 and 4 are read")),
     };
     let limits = DecodeLimits {
@@ -65,6 +68,12 @@ pub(crate) fn decode(bytes: &[u8], check: impl Fn(u32, u32) -> Answer<()>) -> An
     Ok((picture, orientation))
 }
 
+/// Whether the decoder puts four components together as libjpeg-turbo does: black in full size, and the two in the middle
+/// in that size too, half as wide, or half as wide and high.
+fn has_usual_inks([first, second, third, black]: [u8; 4]) -> bool {
+    black == first && third == second && (second == first || second == 0x11 && matches!(first, 0x21 | 0x22))
+}
+
 /// Four inks to RGB as Pillow does it: stored inverted, as Adobe's programs do, whether marked or not.
 fn from_inks(inks: &[u8]) -> Vec<u8> {
     let multiply = |a: u8, b: u8| {
@@ -77,7 +86,7 @@ fn from_inks(inks: &[u8]) -> Vec<u8> {
 
 /// Walks the markers up to the end of the first picture.
 fn scan(bytes: &[u8]) -> Answer<Markers> {
-    let mut found = Markers { width: 0, height: 0, components: 0, complete: false };
+    let mut found = Markers { width: 0, height: 0, components: 0, sampling: [0; 4], complete: false };
     let mut at = 2;
     while let Some(&byte) = bytes.get(at) {
         // Between segments, and inside scans, anything up to the next marker is skipped.
@@ -104,6 +113,7 @@ fn scan(bytes: &[u8]) -> Answer<Markers> {
                 break;
             };
             (found.width, found.height, found.components) = (width as u32, height as u32, n);
+            found.sampling = [11, 14, 17, 20].map(|i| bytes.get(at + i).copied().unwrap_or_default());
         }
         at += 2 + length.max(2);
     }

@@ -66,6 +66,21 @@ fn what_is_no_photo_is_named() {
 }
 
 #[test]
+fn inks_that_the_decoder_would_not_put_together_are_refused() {
+    let jpeg = std::fs::read(fixture("photos/ycck420.jpg")).unwrap();
+    let frame = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+    // Black in half size, as Pillow writes it when asked for subsampling; then chroma half as high, and two sizes of it.
+    for sampling in [[0x22, 0x11, 0x11, 0x11], [0x12, 0x11, 0x11, 0x12], [0x22, 0x11, 0x22, 0x22]] {
+        let mut jpeg = jpeg.clone();
+        for (i, sampling) in sampling.into_iter().enumerate() {
+            jpeg[frame + 11 + 3 * i] = sampling;
+        }
+        let error = read(&jpeg).unwrap_err();
+        assert!(error.contains("inks of unusual sizes; save it in RGB"), "{error}");
+    }
+}
+
+#[test]
 fn the_name_does_not_decide() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("picture.jpg");
