@@ -7,7 +7,7 @@ import lean
 import stack
 import words
 from data import Cast, DEVICE, SMOKE, WORK, unit
-from loop import Loop, RANK, WORLD, budget, compiled, halve, load, mark, start, warm
+from loop import Loop, RANK, WORLD, await_file, budget, compiled, go_on, halve, mark, start, state, warm
 
 TIME_IDS = torch.tensor([256.0, 256.0, 0.0, 0.0, 256.0, 256.0])
 
@@ -31,20 +31,28 @@ def weights(t, alphas, gamma=5.0, least=0.3):
     return (snr.clamp_max(gamma) + least) / (snr + 1)
 
 
-@torch.no_grad()
-def encode(vae, data):
-    """All pictures as scaled latents, in 16 bits."""
-    factor = json.load(open(os.path.join(WORK, "vae.json")))["scaling_factor"]
-    out = torch.empty(data.count, 4, 32, 32, dtype=torch.float16, device=DEVICE)
-    vae = vae.to(torch.bfloat16).to(memory_format=torch.channels_last)
-    run = compiled(lambda images: lean.encode(vae, unit(images).to(torch.bfloat16))[0].float() * factor)
-    size = 4 if SMOKE else 256
-    for i, block in data.blocks(size):
-        n = len(block)
-        if n < size:          # one shape, one compilation
-            block = torch.cat([block, block[:1].expand(size - n, -1, -1, -1)])
-        out[i : i + n] = run(block)[:n].half()
-    return out
+class Encoder:
+    """The autoencoder's first half, compiled before its weights are there."""
+    size = 4 if SMOKE else 256          # one shape, one compilation
+
+    @torch.no_grad()
+    def __init__(self):
+        self.vae = stack.vae().eval().to(DEVICE).to(torch.bfloat16).to(memory_format=torch.channels_last)
+        self.run = compiled(lambda images: lean.encode(self.vae, unit(images).to(torch.bfloat16))[0].float())
+        self.run(torch.zeros(self.size, 256, 256, 3, dtype=torch.uint8, device=DEVICE))
+
+    @torch.no_grad()
+    def __call__(self, data):
+        """All pictures as scaled latents, in 16 bits."""
+        self.vae.load_state_dict(state("vae", wait=1200))
+        factor = json.load(open(os.path.join(WORK, "vae.json")))["scaling_factor"]
+        out = torch.empty(data.count, 4, 32, 32, dtype=torch.float16, device=DEVICE)
+        for i, block in data.blocks(self.size):
+            n = len(block)
+            if n < self.size:
+                block = torch.cat([block, block[:1].expand(self.size - n, -1, -1, -1)])
+            out[i : i + n] = (self.run(block)[:n] * factor).half()
+        return out
 
 
 def vocabulary(captions):
@@ -72,9 +80,8 @@ def losses(unet, one, two, latents, noise, t, ids1, ids2, keep, ids, alphas):
 
 def main(seconds, names, batch):
     start(13)
-    data = Cast(names, images=False, share=(RANK, WORLD))
-    book, saved = vocabulary(data.captions)
-    ids1, ids2 = token_ids(data.captions, book)
+    await_file("words.json", 1200)
+    book, saved = vocabulary([])
     empty1, empty2 = token_ids([""], book)
     torch.manual_seed(17)
     one, two = halve(*(m.to(DEVICE) for m in stack.text_encoders(len(saved["vocabulary"]))))
@@ -83,14 +90,20 @@ def main(seconds, names, batch):
     ids = TIME_IDS.to(DEVICE).expand(batch, 6)
     ones = torch.ones(batch, device=DEVICE, dtype=torch.bfloat16)
     made_up = lambda: torch.randn(batch, 4, 32, 32, device=DEVICE)
-    some = torch.arange(batch, device=DEVICE) % data.count
-    warm(lambda: run(unet, one, two, made_up().half(), made_up(), some % 1000, ids1[some], ids2[some], ones, ids, alphas), unet, one, two)
-    latents = encode(load("vae", stack.vae(), wait=1200).eval(), data)
+    some = torch.arange(batch, device=DEVICE)
+    text = lambda one: one.expand(batch, -1).clone()
+    warm(lambda: run(unet, one, two, made_up().half(), made_up(), some % 1000, text(empty1), text(empty2), ones, ids, alphas), unet, one, two)
+    encode = Encoder()
+    data = Cast(names, images=False, share=(RANK, WORLD))
+    ids1, ids2 = token_ids(data.captions, book)
+    latents = encode(data)
     path = os.path.join(WORK, f"latents{RANK}.tensor")
     torch.save(latents.cpu(), path + ".part")
     os.replace(path + ".part", path)
+    before = go_on(("unet", unet), ("text1", one), ("text2", two))
     torch.manual_seed(1000 + RANK)
-    loop = Loop("base", [unet, one, two], seconds, 1.2e-3, average=0.9985)
+    loop = Loop("base", [unet, one, two], seconds, 7e-4 if before else 1.2e-3, average=0.9985)
+    loss = lambda latents, noise, t, ids1, ids2, keep: run(unet, one, two, latents, noise, t, ids1, ids2, keep, ids, alphas)
     for _ in loop:
         index = torch.randint(0, data.count, (batch,), device=DEVICE)
         draw = torch.rand(batch, device=DEVICE)
@@ -98,7 +111,7 @@ def main(seconds, names, batch):
         blank = ((draw >= 0.07) & (draw < 0.12))[:, None]    # and the empty text, as others give
         a, b = torch.where(blank, empty1, ids1[index]), torch.where(blank, empty2, ids2[index])
         t = torch.randint(0, 1000, (batch,), device=DEVICE)
-        loop.step(run(unet, one, two, latents[index], made_up(), t, a, b, keep, ids, alphas))
+        loop.run(loss, latents[index], made_up(), t, a, b, keep)
     for name, m in (("text1", one), ("text2", two), ("unet", unet)):
         loop.save(name, m)
     mark("done")

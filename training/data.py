@@ -91,7 +91,7 @@ def unit(images):
 
 
 # ArcFace's places of the five keypoints in a 112x112 crop (arXiv:1801.07698 and insightface's norm_crop).
-TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+TEMPLATE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]).to(DEVICE)
 
 
 def crop_grid(keypoints, size=112):
@@ -111,8 +111,9 @@ def crop_grid(keypoints, size=112):
 
 def align(images, keypoints, size=112):
     """Crops of size 112 by the five keypoints; images [b, 3, h, w]."""
-    scale = torch.tensor([2 / images.shape[-1], 2 / images.shape[-2]], device=images.device)
-    return F.grid_sample(images.float(), (crop_grid(keypoints, size) + 0.5) * scale - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = crop_grid(keypoints, size) + 0.5
+    grid = torch.stack([grid[..., 0] * (2 / images.shape[-1]), grid[..., 1] * (2 / images.shape[-2])], -1) - 1
+    return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def pick(images, index, grid):
@@ -134,7 +135,7 @@ def pick(images, index, grid):
     return out
 
 
-COLORS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]], dtype=torch.float32)
+COLORS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]], dtype=torch.float32).to(DEVICE)
 
 
 def keypoint_images(keypoints, size=256):

@@ -37,7 +37,7 @@ VARIANTS = {
 # The method's claim: the adapter's scale alone, and beside IdentityNet.
 CURVE = {f"adapter {a:g}, IdentityNet {n:g}": (a, n, "own", 60) for n in (0.0, 1.0) for a in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)}
 # For the choice of guidance, on people of their own (SET val).
-GUIDED = {f"both, guidance {g:g}": (1.0, 1.0, "own", 60, g) for g in (2.0, 3.0, 4.0, 5.5)}
+GUIDED = {f"both, guidance {g:g}": (1.0, 1.0, "own", 60, g) for g in (1.5, 2.0, 2.5, 3.0, 4.0)}
 BATCH = int(os.environ.get("PICTURES", 240))          # pictures made at a time
 STEPS = 20
 

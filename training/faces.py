@@ -8,7 +8,7 @@ from torch import nn
 import lean
 import stack
 from data import ATTRIBUTES, CLASSES, Cast, DEVICE, SMOKE, WORK, crop_grid, pick, room, unit
-from loop import Loop, autocast, await_file, budget, compiled, load, mark, save, start, warm
+from loop import Loop, autocast, await_file, budget, compiled, fill, go_on, load, mark, save, start, warm
 
 
 def soften(x):
@@ -124,9 +124,16 @@ def encoder(name, seconds, names, batch=768, rate=3e-3, report="test", **change)
     step = lambda index: run(data.images, index, data.keypoints[index], data.person[index], ramp)
     if change.get("after"):
         await_file(change["after"])
+    # The margin waits until the classes are apart; an earlier run's classes are where its embeddings lie.
+    rate, wait = rate, 0.15
+    if go_on((name, net)):
+        rate, wait = rate / 2, 0.0
+        centers = F.normalize(embed_all(net.eval(), data)).view(data.people, data.pictures, dim).mean(1)
+        fill(module, {"head.weight": F.normalize(centers) * dim**0.5})
+        net.train()
     loop = Loop(name, [module], seconds, rate, decay=0.05, average=0.995, clip=5.0)
     for progress in loop:
-        ramp.fill_(min(1.0, max(0.0, progress - 0.15) / 0.4))
+        ramp.fill_(min(1.0, max(0.0, progress - wait) / 0.4))
         loop.step(step(draw()))
     loop.use_average()
     settle_norms(net, (crops(data, draw(), 0.02) for _ in range(30)))

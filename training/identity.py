@@ -1,19 +1,28 @@
 """Stage 4: adapter and IdentityNet, the base frozen.
 
 Pairs as the paper asks: the reference is another picture of the person, in another pose, style and light, so that
-copying does not help. Text, identity, adapter and IdentityNet are each left out at random.
+copying does not help. Text, identity, adapter and IdentityNet are each left out at random. For some pictures of a batch
+the denoised picture's embedding by A is drawn to the person's too (as in PuLID, arXiv:2404.16022): the squared error
+alone hardly sees the few pixels by which people differ. The judge B has no part in it.
 """
+import json
 import os
 import sys
 import torch
+import torch.nn.functional as F
 import base
 import lean
 import stack
-from data import Cast, DEVICE, SMOKE, WORK, crop_grid, keypoint_images, pick
-from loop import Loop, RANK, WORLD, autocast, await_file, budget, compiled, fill, halve, load, mark, start, state, warm
+from data import Cast, DEVICE, SMOKE, WORK, align, crop_grid, keypoint_images, pick
+from loop import Loop, RANK, WORLD, autocast, await_file, budget, compiled, fill, go_on, halve, load, mark, start, state, warm
+
+# Of how many pictures in a batch the likeness is measured, what it weighs beside the squared error, and the noisiest step for it.
+LIKENESS = int(os.environ.get("LIKENESS", 32))
+WEIGHT, NOISIEST = float(os.environ.get("WEIGHT", 0.03)), 700
 
 
 def losses(unet, net, resampler, latents, noise, t, text, pooled, ids, face, keypoints, box, use_adapter, use_net, alphas):
+    """-> the loss, and the denoised latents of the first pictures."""
     half = torch.bfloat16
     tokens = resampler(face[:, None].to(half))
     x, target = base.noised(latents.float(), noise, alphas, t)
@@ -28,7 +37,17 @@ def losses(unet, net, resampler, latents, noise, t, text, pooled, ids, face, key
     low, high = (box[:, :2] - grow)[:, :, None, None], (box[:, 2:] + grow)[:, :, None, None]
     head = ((xs >= low[:, 0]) & (xs <= high[:, 0]) & (ys >= low[:, 1]) & (ys <= high[:, 1])).float()
     weight = (1 + 3 * head) / (1 + 3 * head).mean((1, 2), keepdim=True)
-    return (((out.float() - target).square().mean(1) * weight).mean((1, 2)) * base.weights(t, alphas)).mean()
+    loss = (((out.float() - target).square().mean(1) * weight).mean((1, 2)) * base.weights(t, alphas)).mean()
+    a = alphas[t[:LIKENESS], None, None, None]
+    return loss, a.sqrt() * x[:LIKENESS] - (1 - a).sqrt() * out[:LIKENESS].float()
+
+
+def unlikeness(vae, a, latents, factor, keypoints, person, weight):
+    """How far the embeddings of denoised latents [b, 4, 32, 32] are from those of their people [b, 512]."""
+    images = lean.decode(vae, (latents / factor).to(torch.bfloat16)).float()
+    with autocast():
+        e = a(align(images, keypoints))
+    return ((1 - F.cosine_similarity(e.float(), person.float())) * weight).mean()
 
 
 @torch.no_grad()
@@ -66,7 +85,7 @@ def prepare(names):
     if os.path.exists(path):          # the base has been there before
         latents = torch.load(path, weights_only=True)
     else:
-        latents = base.encode(load("vae", stack.vae(), wait=1200).eval(), data).cpu()
+        latents = base.Encoder()(data).cpu()
     book, saved = base.vocabulary(data.captions)
     await_file("unet.pt", 2400)
     one, two = (load(n, m) for n, m in zip(("text1", "text2"), stack.text_encoders(len(saved["vocabulary"]))))
@@ -88,13 +107,26 @@ def main(seconds, names, batch):
     unet = unet.to(DEVICE).to(memory_format=torch.channels_last)
     adapter, resampler = adapter.to(DEVICE), resampler.to(DEVICE)
     halve(unet, net, resampler)
-    run, alphas = compiled(losses), base.schedule()
+    run, judge, alphas = compiled(losses), compiled(unlikeness), base.schedule()
     made_up = lambda *shape: torch.randn(batch, *shape, device=DEVICE)
     ids = base.TIME_IDS.to(DEVICE).expand(batch, 6)
     some, ones = torch.arange(batch, device=DEVICE), torch.ones(batch, device=DEVICE)
+    vae, a = stack.vae().to(DEVICE).to(torch.bfloat16).to(memory_format=torch.channels_last), stack.EncoderA().to(DEVICE).eval()
+    for m in (vae, a):
+        m.requires_grad_(False)
+    factor = torch.ones((), device=DEVICE)
+    few = slice(0, LIKENESS)
+
+    def loss(latents, noise, t, text, pooled, face, keypoints, box, use_adapter, use_net, person, known):
+        error, denoised = run(unet, net, resampler, latents, noise, t, text, pooled, ids, face, keypoints, box, use_adapter, use_net, alphas)
+        if not LIKENESS:
+            return error
+        # What is hidden by noise cannot be like anybody.
+        return error + WEIGHT * judge(vae, a, denoised, factor, keypoints[few], person, alphas[t[few]].sqrt() * known[few])
+
     # No tensor twice: the compiler would take it for a rule, and compile again when it is broken.
-    warm(lambda: run(unet, net, resampler, made_up(4, 32, 32).half(), made_up(4, 32, 32), some % 1000, made_up(77, stack.CONTEXT).half(), made_up(stack.TEXT2).half(), ids,
-                     made_up(512).half(), 100 + made_up(5, 2), 100 + made_up(4), ones, ones.clone(), alphas), net, adapter, resampler)
+    warm(lambda: loss(made_up(4, 32, 32).half(), made_up(4, 32, 32), some % 1000, made_up(77, stack.CONTEXT).half(), made_up(stack.TEXT2).half(),
+                      made_up(512).half(), 100 + 20 * made_up(5, 2), 100 + made_up(4), ones, ones.clone(), made_up(512)[few].half(), ones.clone()), net, adapter, resampler)
     data = Cast(names, images=False, share=(RANK, WORLD))
     # The base arrives: IdentityNet begins as a copy of its first half, the branches as copies of the text's.
     trained = stack.unet()
@@ -102,14 +134,16 @@ def main(seconds, names, batch):
     fill(unet, trained.state_dict())
     fill(net, stack.identity_net(trained).state_dict())
     fill(adapter, stack.add_identity(trained).state_dict())
-    if before := os.environ.get("BEFORE"):          # a folder with an earlier run's checkpoints, to go on from
-        for name, module in (("adapter", adapter), ("identitynet", net), ("resampler", resampler)):
-            fill(module, torch.load(os.path.join(before, name + ".pt"), map_location="cpu", weights_only=True))
+    go_on(("adapter", adapter), ("identitynet", net), ("resampler", resampler))
     await_file(f"pairs{RANK}.tensor")
     latents, faces, hidden, pooled = (v.to(DEVICE) for v in torch.load(os.path.join(WORK, f"pairs{RANK}.tensor"), weights_only=True))
+    vae.load_state_dict(state("vae"))
+    a.load_state_dict(state("A"))
+    factor.fill_(json.load(open(os.path.join(WORK, "vae.json")))["scaling_factor"])
+    people = F.normalize(F.normalize(faces.float(), dim=-1).view(data.people, data.pictures, -1).mean(1), dim=-1).half()
     torch.manual_seed(2000 + RANK)
     keep = lambda l: [l.save(n, m) for n, m in (("adapter", adapter), ("identitynet", net), ("resampler", resampler))]
-    loop = Loop("identity", [adapter, net, resampler], seconds, 1e-3, average=0.9985, marks=[(0.4, keep), (0.75, keep)])
+    loop = Loop("identity", [adapter, net, resampler], seconds, float(os.environ.get("RATE", 1e-3)), average=0.9985, marks=[(0.4, keep), (0.75, keep)])
     references = data.info["references"]
     for _ in loop:
         index = torch.randint(0, data.count, (batch,), device=DEVICE)
@@ -120,11 +154,14 @@ def main(seconds, names, batch):
         other = first + (index - first + step) % data.pictures
         portrait = first + torch.randint(0, references, (batch,), device=DEVICE)
         use_portrait = draw(0.65) & (portrait != index)
-        face = faces[torch.where(use_portrait, portrait, other)] * (~draw(0.12)).half()[:, None]
+        known = (~draw(0.12)).half()
+        face = faces[torch.where(use_portrait, portrait, other)] * known[:, None]
         keep_text = (~draw(0.12)).half()
         drop = torch.rand(batch, device=DEVICE)
-        loop.step(run(unet, net, resampler, latents[index], made_up(4, 32, 32), torch.randint(0, 1000, (batch,), device=DEVICE), hidden[index] * keep_text[:, None, None],
-                      pooled[index] * keep_text[:, None], ids, face, data.keypoints[index], data.box[index], (drop >= 0.12).float(), (drop <= 0.86).float(), alphas))
+        t = torch.randint(0, 1000, (batch,), device=DEVICE)
+        t[few] = t[few] * NOISIEST // 1000
+        loop.run(loss, latents[index], made_up(4, 32, 32), t, hidden[index] * keep_text[:, None, None], pooled[index] * keep_text[:, None], face,
+                 data.keypoints[index], data.box[index], (drop >= 0.12).float(), (drop <= 0.86).float(), people[data.person[index[few]]], known.float())
     keep(loop)
     mark("done")
 

@@ -28,7 +28,7 @@ def autocast():
 
 
 def compiled(function):
-    return torch.compile(function, dynamic=False) if DEVICE == "cuda" and os.environ.get("COMPILE", "1") == "1" else function
+    return torch.compile(function, dynamic=False, backend=os.environ.get("BACKEND", "inductor")) if (DEVICE == "cuda" or "BACKEND" in os.environ) and os.environ.get("COMPILE", "1") == "1" else function
 
 
 def halve(*modules):
@@ -103,6 +103,7 @@ class Loop:
         # PROFILE=1: where four steps spend their time.
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if os.environ.get("PROFILE") and RANK == 0 else None
         self.born = time.time()
+        self.graph = None          # or, once recorded: (CUDA graph, its inputs, its loss, its gradients)
 
     def join(self, tensors):
         """One vector, in the order in which memory holds the weights, each beginning at a multiple of 64."""
@@ -155,8 +156,8 @@ class Loop:
             json.dump({"name": self.name, "columns": ["step", "seconds", "loss"], "curve": self.curve}, open(os.path.join(WORK, "curves", self.name + ".json"), "w"))
 
     @torch.no_grad()
-    def update(self):
-        grad = self.join([p.grad for p in self.parameters])
+    def update(self, grads):
+        grad = self.join(grads)
         if WORLD > 1:
             grad = torch.cat([grad, self.zero + self.progress])
             dist.all_reduce(grad)
@@ -173,11 +174,67 @@ class Loop:
         self.steps += 1
         self.shadow.lerp_(self.flat, 1 - min(self.average, (1 + self.steps) / (10 + self.steps)))
 
-    def step(self, loss):
-        loss.backward()
-        self.update()
+    def forget(self):
+        """-> the gradients, which the parameters let go of."""
+        grads = [p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
+        return grads
+
+    def step(self, loss):
+        loss.backward()
+        self.advance(loss, self.forget())
+
+    def run(self, function, *inputs):
+        """A step on the loss `function(*inputs)`. On a GPU forward and backward are soon recorded as a CUDA graph, because
+        launching some thousand small kernels one by one takes longer than computing them."""
+        if self.steps == 5 and DEVICE == "cuda" and os.environ.get("GRAPHS", "1") == "1":
+            self.record(function, inputs)
+        if self.graph is None:
+            return self.step(function(*inputs))
+        graph, own, loss, grads = self.graph
+        for a, b in zip(own, inputs):
+            a.copy_(b)
+        graph.replay()
+        self.advance(loss.clone(), grads)
+
+    def record(self, function, inputs):
+        """A graph is used only if it gives the gradients that the same inputs give without one."""
+        try:
+            own = [v.clone() for v in inputs]
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    loss = function(*own)
+                    loss.backward()
+                    expected = self.join(self.forget())
+            torch.cuda.current_stream().wait_stream(side)
+            expected_loss = loss.item()
+            del loss
+            graph = torch.cuda.CUDAGraph()
+            # Other threads (NCCL's watchdog) may talk to the device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                loss = function(*own)
+                loss.backward()
+            grads = self.forget()
+            for v in own:          # what follows must come from new inputs, not from what recording left
+                v.zero_()
+            graph.replay()
+            for a, b in zip(own, inputs):
+                a.copy_(b)
+            graph.replay()
+            off = ((self.join(grads) - expected).norm() / expected.norm()).item()
+            good = off < 0.02 and abs(loss.item() - expected_loss) < 0.01 * abs(expected_loss)
+            print(f"{self.name}: graph recorded, gradients {off:.1e} from those without, loss {loss.item():.5f} and {expected_loss:.5f}{'' if good else ': not used'}", flush=True)
+            if good:
+                self.graph = graph, own, loss.detach(), grads
+        except RuntimeError as e:
+            self.forget()
+            print(f"{self.name}: no graph: {e}", flush=True)
+
+    def advance(self, loss, grads):
+        self.update(grads)
         self.losses.append(loss.detach())
         if len(self.losses) == 50:
             self.flush()
@@ -208,6 +265,19 @@ def write(name, state):
         path = os.path.join(WORK, name + ".pt")
         torch.save({k: v.detach().half().cpu().contiguous() if v.is_floating_point() else v.cpu() for k, v in state.items()}, path + ".part")
         os.replace(path + ".part", path)
+
+
+def go_on(*modules):
+    """With BEFORE=FOLDER, modules (name, module) begin as an earlier run's checkpoints that lie there; -> whether."""
+    before = os.environ.get("BEFORE")
+    for name, module in modules if before else ():
+        state = torch.load(os.path.join(before, name + ".pt"), map_location="cpu", weights_only=True)
+        fill(module, {k: v for k, v in state.items() if k in dict(module.named_parameters())})
+        own = dict(module.named_buffers())
+        for k, v in state.items():
+            if k in own:
+                own[k].copy_(v)
+    return bool(before)
 
 
 def save(name, module):
