@@ -47,8 +47,9 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let mut notes = Vec::new();
     let output = make(&request, drawn, &mut notes, &mut save)?;
     let likeness = Likeness::open(&request)?;
+    let asked = output.plan.identity.as_ref().and_then(|identity| identity.keypoints.as_ref());
     let images = saved.into_iter().map(|(path, latent, picture)| {
-        Ok(Image { path, latent, seed: picture.seed, likeness: likeness.of(&picture)? })
+        Ok(Image { path, latent, seed: picture.seed, likeness: likeness.of(&picture, asked)? })
     });
     let images = images.collect::<Result<Vec<_>, Fault>>()?;
     let judged = !args.json && images.iter().any(|image| image.likeness.is_some());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cast::{Character, Picture, Scene, Style};
 use compare::Known;
 use engine::metadata::{DRAWN, encode_png};
-use faces::{Photo, RgbImage};
+use faces::{Keypoints, Photo, RgbImage};
 use serde_json::{Value, json};
 
 use crate::fault::Fault;
@@ -121,6 +121,15 @@ pub(crate) fn truth(picture: &Picture, scene: &Scene) -> Value {
     })
 }
 
+/// Who a drawing shows, and where, by the truth that it carries; `None` where that does not say.
+pub(crate) fn of_truth(truth: &Value) -> Option<(u64, Keypoints)> {
+    let kps: Keypoints = serde_json::from_value(truth["kps"].clone()).ok()?;
+    let [[x1, y1], [x2, y2], ..] = kps;
+    // A face can be aligned by them.
+    let eyes = (x2 - x1).hypot(y2 - y1);
+    (eyes > 1.0 && kps.iter().flatten().all(|v| v.is_finite())).then_some((truth["seed"].as_u64()?, kps))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +148,17 @@ mod tests {
         let file = drawn.file(Path::new("cast:1000001")).unwrap();
         let said = drawn.in_words(&format!("{}: two faces; see {}", file.display(), file.display()));
         assert_eq!(said, "cast:1000001: two faces; see cast:1000001");
-        assert_eq!(engine::metadata::drawn(&file).unwrap()["seed"], 1_000_001);
+        let truth = engine::metadata::drawn(&file).unwrap();
+        let (seed, kps) = of_truth(&truth).unwrap();
+        assert_eq!((seed, kps[0][0]), (1_000_001, truth["kps"][0][0].as_f64().unwrap() as f32));
+        for hostile in [
+            json!({}),
+            json!({"seed": 1, "kps": [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]}),
+            json!({"seed": 1, "kps": [[1, 2]]}),
+            json!({"seed": -1, "kps": truth["kps"]}),
+        ] {
+            assert!(of_truth(&hostile).is_none(), "{hostile}");
+        }
         assert_eq!(drawn.file(Path::new("ada.png")).unwrap(), Path::new("ada.png"));
     }
 }

@@ -3,7 +3,7 @@
 use crate::content::keypoint_error;
 use crate::people::Known;
 use crate::{Error, Result};
-use faces::{Detection, FaceAnalyzer, Judge, Keypoints, Photo, RgbImage};
+use faces::{Detection, FaceAnalyzer, Judge, Keypoints, RgbImage};
 use std::path::Path;
 
 /// A face counts if it is at least this share as sure as the surest.
@@ -38,15 +38,15 @@ impl Eyes {
         self.judge.reads_content()
     }
 
-    /// The keypoints of the face that a picture shows, if one is found. The picture is looked at in its own size, and
-    /// what the detector half believes in gives way to what it is sure of: both move the alignment, and with it every
-    /// similarity, by more than methods differ.
+    /// The keypoints of the face that a picture shows, if one is found: the one at the keypoints `asked` for, else the
+    /// largest. The picture is looked at in its own size, and what the detector half believes in gives way to what it is
+    /// sure of: both move the alignment, and with it every similarity, by more than methods differ.
     ///
     /// # Errors
     /// The detector fails.
-    pub fn find(&self, picture: &RgbImage) -> Result<Option<Keypoints>> {
+    pub fn find(&self, picture: &RgbImage, asked: Option<&Keypoints>) -> Result<Option<Keypoints>> {
         let found = self.analyzer.detections_unmagnified(picture)?.faces;
-        Ok(shown(&found).and_then(|face| face.kps))
+        Ok(asked.and_then(|asked| at(&found, asked)).or_else(|| shown(&found)?.kps))
     }
 
     /// Which of the faces of a picture is the one that is known to be there, as the stack counts them; `None` where
@@ -62,10 +62,7 @@ impl Eyes {
     /// Where the judge looks at the face that the stack found at `kps`: at what is found there without magnifying, as in
     /// every other picture that is measured.
     pub(crate) fn again(&self, picture: &RgbImage, kps: Keypoints) -> Result<Keypoints> {
-        let found = self.analyzer.detections_unmagnified(picture)?.faces;
-        let all = found.into_iter().filter_map(|face| face.kps);
-        let nearest = all.min_by(|a, b| keypoint_error(a, &kps).total_cmp(&keypoint_error(b, &kps)));
-        Ok(nearest.filter(|nearest| keypoint_error(nearest, &kps) < SAME_FACE).unwrap_or(kps))
+        Ok(at(&self.analyzer.detections_unmagnified(picture)?.faces, &kps).unwrap_or(kps))
     }
 
     /// The judge's embedding of a known picture: at its known keypoints, or at those that are found.
@@ -76,21 +73,28 @@ impl Eyes {
         let kps = match known.keypoints {
             Some(kps) => kps,
             None => self
-                .find(&known.photo.image)?
+                .find(&known.photo.image, None)?
                 .ok_or_else(|| Error::Refused(format!("{}: no face was found", known.photo.name)))?,
         };
         Ok(self.judge.embed(&known.photo.image, &kps)?)
     }
 
-    /// The judge's cosine between the largest faces of a photo and of a picture; `None` where one of them has none.
+    /// The judge's cosine between a known picture and one that was asked to show the same face at the keypoints `asked`;
+    /// `None` where it shows none.
     ///
     /// # Errors
-    /// A network fails.
-    pub fn likeness(&self, photo: &Photo, picture: &RgbImage) -> Result<Option<f64>> {
-        let (Some(from), Some(to)) = (self.find(&photo.image)?, self.find(picture)?) else { return Ok(None) };
-        let (from, to) = (self.judge.embed(&photo.image, &from)?, self.judge.embed(picture, &to)?);
-        Ok(Some(faces::cosine(&from, &to)))
+    /// No face in the known picture, or a network fails.
+    pub fn likeness(&self, known: &Known, picture: &RgbImage, asked: Option<&Keypoints>) -> Result<Option<f64>> {
+        let Some(to) = self.find(picture, asked)? else { return Ok(None) };
+        Ok(Some(faces::cosine(&self.embed(known)?, &self.judge.embed(picture, &to)?)))
     }
+}
+
+/// The keypoints of the face that lies at the given ones, however many others there are and however sure they are.
+fn at(found: &[Detection], there: &Keypoints) -> Option<Keypoints> {
+    let off = |kps: &Keypoints| keypoint_error(kps, there);
+    let all = found.iter().filter_map(|face| face.kps).filter(|kps| off(kps) < SAME_FACE);
+    all.min_by(|a, b| off(a).total_cmp(&off(b)))
 }
 
 /// The largest of the faces that are nearly as sure as the surest.
@@ -117,5 +121,22 @@ mod tests {
         // As a half-trained detector answered to a generated picture: the larger box was no face.
         assert_eq!(score(&[face(90.0, 0.58), face(60.0, 1.0)]), Some(1.0));
         assert_eq!(score(&[face(40.0, 0.55), face(60.0, 0.52)]), Some(0.52));
+    }
+
+    #[test]
+    fn the_face_that_was_asked_for_counts_among_others() {
+        let face = |left: f32, top: f32, eyes: f32| {
+            let place = |x: f32, y: f32| [left + x * eyes, top + y * eyes];
+            let kps = [place(0.0, 0.0), place(1.0, 0.0), place(0.5, 0.6), place(0.1, 1.1), place(0.9, 1.1)];
+            Detection { bbox: [0.0; 4], kps: Some(kps), det_score: 1.0 }
+        };
+        let asked = face(100.0, 100.0, 40.0).kps.unwrap();
+        // A second face inside the first, one around it, and one elsewhere.
+        let (there, inside) = (face(103.0, 98.0, 42.0), face(104.0, 130.0, 12.0));
+        let (around, elsewhere) = (face(60.0, 70.0, 120.0), face(10.0, 10.0, 40.0));
+        let all = [elsewhere.clone(), inside.clone(), around.clone(), there.clone()];
+        assert_eq!(at(&all, &asked), there.kps);
+        assert_eq!(at(&[inside, around, elsewhere], &asked), None, "then the largest is taken");
+        assert_eq!(at(&[Detection { kps: None, ..there }], &asked), None);
     }
 }

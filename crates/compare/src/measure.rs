@@ -48,7 +48,7 @@ impl Measures {
         eyes: &Eyes,
         seconds: f64,
     ) -> Result<Measures> {
-        let found = eyes.find(picture)?;
+        let found = eyes.find(picture, Some(placed))?;
         let embedding = match eyes.judge.embed(picture, found.as_ref().unwrap_or(placed)) {
             // Found keypoints can lie on one another in a picture without a clear face.
             Err(_) if found.is_some() => eyes.judge.embed(picture, placed)?,
