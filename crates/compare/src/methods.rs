@@ -135,6 +135,9 @@ pub fn columns(names: &[String], scales: &[f64]) -> Result<Vec<Column>> {
     if let Some(scale) = scales.iter().find(|scale| !(0.0..=10.0).contains(*scale)) {
         return Err(Error::Refused(format!("--scales {scale}: a weight must be between 0 and 10")));
     }
+    if let Some((_, scale)) = scales.iter().enumerate().find(|(i, scale)| scales[..*i].contains(scale)) {
+        return Err(Error::Refused(format!("--scales names {scale} twice; each weight is a column of its own")));
+    }
     let wanted = |method: &&Method| method.control || names.is_empty() || names.iter().any(|name| name == method.name);
     let weights = |method: &Method| match method.scaled && !scales.is_empty() {
         true => scales.iter().copied().map(Some).collect(),

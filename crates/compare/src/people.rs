@@ -46,11 +46,13 @@ pub struct Person {
 impl Person {
     /// Reads who somebody is from one picture, and what the judge makes of that and of other pictures of them.
     ///
+    /// Others without a usable face are left out with a note.
+    ///
     /// # Errors
-    /// No usable face in one of the pictures.
+    /// No usable face in the given picture.
     pub fn meet(name: &str, given: &Known, others: &[Known], eyes: &Eyes) -> Result<Person> {
         let index = eyes.which(given)?;
-        let (identity, notes) = eyes.analyzer.identity_of_photo(&given.photo, index)?;
+        let (identity, mut notes) = eyes.analyzer.identity_of_photo(&given.photo, index)?;
         let kps = match given.keypoints {
             Some(kps) => kps,
             None => eyes.again(&given.photo.image, placed(name, &identity)?)?,
@@ -58,26 +60,38 @@ impl Person {
         let reference = eyes.judge.embed(&given.photo.image, &kps)?;
         let mut person = Person::of(name, identity, others, eyes)?;
         person.drawn.extend(Drawn::read(given, eyes)?);
+        notes.append(&mut person.notes);
         Ok(Person { photo: Some(given.photo.clone()), notes, reference: Some(reference), ..person })
     }
 
-    /// Somebody of whom a saved identity is given: there is no given picture to be similar to, only others.
+    /// Somebody of whom a saved identity is given: there is no given picture to be similar to, only others. Those without
+    /// a usable face are left out with a note.
     ///
     /// # Errors
-    /// An identity without keypoints, no usable face in one of the pictures.
+    /// An identity without keypoints.
     pub fn saved(name: &str, identity: Identity, others: &[Known], eyes: &Eyes) -> Result<Person> {
         placed(name, &identity)?;
         Person::of(name, identity, others, eyes)
     }
 
     fn of(name: &str, identity: Identity, others: &[Known], eyes: &Eyes) -> Result<Person> {
-        let drawn = others.iter().filter_map(|known| Drawn::read(known, eyes).transpose()).collect::<Result<_>>()?;
-        let others = others.iter().map(|known| eyes.embed(known)).collect::<Result<_>>()?;
+        let (mut embedded, mut drawn, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        for known in others {
+            match eyes.embed(known) {
+                Ok(embedding) => embedded.push(embedding),
+                Err(error) if error.is_user_fault() => {
+                    notes.push(format!("{error}; it is left out"));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            drawn.extend(Drawn::read(known, eyes)?);
+        }
         let taken = std::fs::read_dir(eyes.folder.path()).map_err(Error::Temporary)?.count();
         let file = eyes.folder.path().join(format!("{taken}.safetensors"));
         identity.save(&file)?;
-        let (name, notes) = (name.to_owned(), Vec::new());
-        Ok(Person { name, photo: None, identity, notes, file, reference: None, others, drawn })
+        let name = name.to_owned();
+        Ok(Person { name, photo: None, identity, notes, file, reference: None, others: embedded, drawn })
     }
 
     /// The saved identity.

@@ -47,7 +47,7 @@ pub struct Summary {
     pub keypoint_error: Option<f64>,
     /// Its median, which single pictures without a readable face do not move.
     pub keypoint_error_median: Option<f64>,
-    /// Mean of [`Measures::seconds`].
+    /// Median of [`Measures::seconds`], which the loading of networks for the first picture does not move.
     pub seconds: Option<f64>,
     /// Mean of [`Measures::sim_ref`] by the style that prompts ask for.
     pub sim_ref_by_style: BTreeMap<String, f64>,
@@ -90,7 +90,7 @@ fn summary(comparison: &Comparison, i: usize, column: &Column, measured: &[(Cell
         text: over(|m| m.text),
         keypoint_error: over(|m| m.keypoint_error),
         keypoint_error_median: quantile(&sorted(|m| m.keypoint_error), 0.5),
-        seconds: over(|m| Some(m.seconds)),
+        seconds: quantile(&sorted(|m| Some(m.seconds)), 0.5),
         sim_ref_by_style: by_key(styles),
         text_by_attribute: by_key(asked),
     }

@@ -9,7 +9,7 @@ use super::letters::{BOLD, Letters, PLAIN};
 use crate::fault::Fault;
 
 /// More rows make a picture that nobody looks at; the page has more of them.
-const MOST_ROWS: usize = 24;
+pub(crate) const MOST_ROWS: usize = 24;
 /// Cells are at most so wide.
 const CELL: u32 = 256;
 const GAP: u32 = 6;

@@ -203,6 +203,10 @@ fn tell(args: &CompareArgs, comparison: &Comparison, made: &Made, journal: &Jour
             made.wanted
         ));
     }
+    let rows = cells.iter().map(|cell| cell.row).collect::<BTreeSet<_>>().len();
+    if rows > grid::MOST_ROWS {
+        output::say(&format!("grid.png shows the first {} of {rows} rows", grid::MOST_ROWS));
+    }
     let names = [Some("grid.png"), curve.as_ref().map(|_| "curve.png"), Some("index.html")];
     names.into_iter().flatten().try_for_each(|name| output::line(&folder.join(name).display().to_string()))
 }

@@ -59,7 +59,7 @@ pub(crate) fn said(args: &CompareArgs, drawn: &mut Drawn) -> Result<Vec<Subject>
         ));
     }
     match (&mut subjects[..], args.other.is_empty()) {
-        (_, true) => {}
+        (_, true) => distinct(&subjects)?,
         ([one], false) => {
             for other in &args.other {
                 one.others.push(drawn.file(other)?);
@@ -75,6 +75,23 @@ pub(crate) fn said(args: &CompareArgs, drawn: &mut Drawn) -> Result<Vec<Subject>
     Ok(subjects)
 }
 
+/// Refuses somebody who is there twice: the control with another person's identity would be the person.
+fn distinct(subjects: &[Subject]) -> Result<(), Fault> {
+    // Drawings lie in files of their own, however often they are asked for.
+    let same = |a: &Subject, b: &Subject| match (a.seed, b.seed) {
+        (None, None) => {
+            a.given.canonicalize().is_ok_and(|path| b.given.canonicalize().is_ok_and(|other| path == other))
+        }
+        (a, b) => a == b,
+    };
+    for (i, subject) in subjects.iter().enumerate() {
+        if subjects[..i].iter().any(|before| same(before, subject)) {
+            return Err(Fault::Given(format!("{} is given twice; each person is compared once", subject.name)));
+        }
+    }
+    Ok(())
+}
+
 /// A photo, a saved identity, a drawn character, or a folder with pictures of one person.
 fn subject(face: &Path, drawn: &mut Drawn) -> Result<Subject, Fault> {
     let name = face.file_name().unwrap_or(face.as_os_str()).to_string_lossy().into_owned();
@@ -88,13 +105,18 @@ fn subject(face: &Path, drawn: &mut Drawn) -> Result<Subject, Fault> {
     let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.sort();
     let is_picture = |path: &PathBuf| {
+        // Systems put files of their own beside pictures, such as `._ada.jpg`.
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-        ending.is_some_and(|ending| PICTURES.contains(&&*ending))
+        !hidden && path.is_file() && ending.is_some_and(|ending| PICTURES.contains(&&*ending))
     };
     let mut others: Vec<PathBuf> = files.iter().filter(|path| is_picture(path)).cloned().collect();
     let identity = files.iter().find(|path| Identity::sniff(path)).cloned();
     let given = match identity {
         Some(identity) => identity,
+        None if others.is_empty() && files.iter().any(|path| path.is_dir()) => {
+            return Err(sentence("holds folders and no pictures; give each person's folder its own --face".into()));
+        }
         None if others.is_empty() => {
             return Err(sentence(format!("holds no pictures of a person ({})", PICTURES.join(", "))));
         }
@@ -121,17 +143,27 @@ pub(crate) fn prompts(args: &CompareArgs) -> Result<Vec<Prompt>, Fault> {
     }
 }
 
-/// Reads a face and the person's other pictures. What is `built_in`, models or judge, knows no photographs.
+/// Reads a face and the person's other pictures, of which unusable ones are left out with a note. What is `built_in`, models or judge, knows no photographs.
 pub(crate) fn meet(subject: &Subject, drawn: &Drawn, eyes: &Eyes, built_in: bool) -> Result<Person, Fault> {
     let mut others = match subject.seed {
         Some(seed) => people::drawings(seed, OTHERS)?,
         None => Vec::new(),
     };
+    let mut left_out = Vec::new();
     for other in &subject.others {
-        others.push(Known::photo(Photo::open(other)?));
+        match Photo::open(other) {
+            Ok(photo) => others.push(Known::photo(photo)),
+            // One bad file of many is no reason to stop.
+            Err(error) if error.is_user_fault() => left_out.push(format!("{error}; it is left out")),
+            Err(error) => return Err(error.into()),
+        }
     }
+    let noted = |mut person: Person| {
+        person.notes.extend(left_out);
+        person
+    };
     if Identity::sniff(&subject.given) {
-        return Ok(Person::saved(&subject.name, Identity::open(&subject.given)?, &others, eyes)?);
+        return Ok(noted(Person::saved(&subject.name, Identity::open(&subject.given)?, &others, eyes)?));
     }
     let given = match subject.seed {
         Some(seed) => people::portrait(seed)?,
@@ -143,7 +175,7 @@ pub(crate) fn meet(subject: &Subject, drawn: &Drawn, eyes: &Eyes, built_in: bool
             drawn.in_words(&given.photo.name)
         ));
     }
-    Ok(Person::meet(&subject.name, &given, &others, eyes)?)
+    Ok(noted(Person::meet(&subject.name, &given, &others, eyes)?))
 }
 
 /// People who are not compared, among whom the judge must find those who are.

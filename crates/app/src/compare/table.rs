@@ -98,7 +98,7 @@ pub(crate) const HEADS: [Head; 10] = [
     },
     Head {
         name: "seconds",
-        meaning: "time of making a picture",
+        meaning: "time of making a picture, the median",
         better: "",
         of: |s| s.seconds,
         real: |_| None,

@@ -130,6 +130,7 @@ fn what_cannot_be_compared_is_refused_by_name() {
     let (photo, empty) = (fixture("faces/tests/fixtures/face.png"), place.path("judge"));
     fs::create_dir(place.path("full")).unwrap();
     fs::write(place.path("full/a"), "x").unwrap();
+    fs::create_dir_all(place.path("people/ada")).unwrap();
     let good = ["--face", &photo, "--prompt", "a sailor", "-o", "out"];
     for (line, said) in [
         (&["--prompt", "a", "-o", "out"][..], "there is nobody to compare"),
@@ -140,6 +141,10 @@ fn what_cannot_be_compared_is_refused_by_name() {
         (&["--face", "none.png", "--prompt", "a", "-o", "out"], "none.png"),
         (&[&good[..], &["--methods", "magic"]].concat(), "valid are text, adapter, identitynet, instantid"),
         (&[&good[..], &["--scales", "0.4,-1"]].concat(), "a weight must be between 0 and 10"),
+        (&[&good[..], &["--scales", "0.4,1,0.40"]].concat(), "--scales names 0.4 twice"),
+        (&[&good[..], &["--face", &photo]].concat(), "face.png is given twice"),
+        (&["--face", "cast:1000005", "--cast-faces", "2", "--prompt", "a", "-o", "out"], "cast:1000005 is given twice"),
+        (&["--face", "people", "--prompt", "a", "-o", "out"], "give each person's folder its own --face"),
         (&[&good[..], &["--per-face", "0"]].concat(), "--per-face is 0"),
         (&[&good[..], &["--cast-faces", "99999999"]].concat(), "--cast-faces is 99999999"),
         (&[&good[..], &["--face", &photo, "--other", &photo]].concat(), "give each person a folder of pictures"),

@@ -33,7 +33,10 @@ fn a_folder_is_a_person_and_a_saved_identity_is_one_without_a_picture() {
     for name in ["a.png", "b.PNG"] {
         fs::copy(&photo, place.path(&format!("people/eve/{name}"))).unwrap();
     }
-    fs::write(place.path("people/eve/notes.txt"), "x").unwrap();
+    // None of these is a picture to measure by; the last is said to be left out.
+    for name in ["notes.txt", "._a.png", "broken.jpg"] {
+        fs::write(place.path(&format!("people/eve/{name}")), "x").unwrap();
+    }
     let faces = ["--face", "people/eve", "--face", &identity, "--face", &photo, "--prompt", "a sailor"];
     let output = place.compare(&[&faces[..], &["--methods", "instantid", "-o", "out"]].concat());
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -42,6 +45,7 @@ fn a_folder_is_a_person_and_a_saved_identity_is_one_without_a_picture() {
         "note: ada.safetensors, face.png: no other picture of the person is known",
         "note: ada.safetensors: a saved identity has no picture, so SimRef is not measured",
         "the judge has no content.onnx, so text and keypoints are not measured",
+        "broken.jpg: the file is no picture that is known here; PNG, JPEG, WebP, BMP and GIF are read; it is left out",
     ] {
         assert!(err.contains(said), "{said}: {err}");
     }
