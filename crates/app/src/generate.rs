@@ -44,7 +44,8 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
         saved.push((path, latent, picture));
         Ok(())
     };
-    let mut notes = Vec::new();
+    let mut notes = told_of_models(&request);
+    notes.iter().for_each(|note| output::say(&format!("note: {note}")));
     let output = make(&request, drawn, &mut notes, &mut save)?;
     let likeness = Likeness::open(&request)?;
     let asked = output.plan.identity.as_ref().and_then(|identity| identity.keypoints.as_ref());
@@ -123,6 +124,16 @@ fn model_paths(args: &GenerateArgs, config: &HubConfig, request: &Request) -> Re
         Role::IdentityNet => identity && request.wants_identitynet(),
         Role::FaceModels => request.needs_face_models(),
     })
+}
+
+/// What the user may want to know of the models before they work.
+fn told_of_models(request: &Request) -> Vec<String> {
+    let built_in = stack::is_built_in(&request.models.base);
+    let nobody = (built_in && request.faces.is_empty()).then(|| {
+        "the built-in models draw characters and nothing else; --face cast:1000001 shows one, and `sameface models pull instantid` brings models for everything else".to_string()
+    });
+    let identities = request.faces.iter().filter(|face| faces::Identity::sniff(face));
+    nobody.into_iter().chain(identities.filter_map(|face| stack::foreign(face, built_in))).collect()
 }
 
 /// A picture that was made and saved.

@@ -19,7 +19,7 @@ mod threads;
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 
 use cli::{Cli, Command};
 use fault::Fault;
@@ -72,17 +72,50 @@ fn refuse(error: &clap::Error) -> ExitCode {
             let _ = error.print();
             ExitCode::from(2)
         }
-        _ => report(&Fault::Given(sentence(&error.to_string()))),
+        _ => {
+            let unknown = error.context().find(|(kind, _)| *kind == ContextKind::InvalidArg);
+            let here = unknown.and_then(|(_, name)| elsewhere(&name.to_string()));
+            report(&Fault::Given(sentence(&error.to_string(), here)))
+        }
     }
 }
 
-/// Clap's first paragraph, and its guess at what was meant, as one line.
-fn sentence(text: &str) -> String {
+/// What other programs' options are called here, where clap's guess leads astray.
+fn elsewhere(option: &str) -> Option<&'static str> {
+    let name = option.trim_start_matches('-').split('=').next().unwrap_or_default().replace('_', "-");
+    Some(match &*name {
+        "prompt" => "the prompt stands without an option: sameface generate \"a sailor\"",
+        "width" | "height" | "resolution" => "the size is --size WIDTHxHEIGHT",
+        "cfg" | "cfg-scale" | "guidance-scale" => "guidance is --guidance",
+        "num-inference-steps" | "num-steps" => "steps are --steps",
+        "negative-prompt" => "what shall not be shown is --negative",
+        "scheduler" => "noise levels belong to the sampler's name: --sampler dpmpp_2m_karras",
+        "sampler-name" | "sampling-method" => "the sampler is --sampler",
+        "controlnet-conditioning-scale" | "identitynet-strength-ratio" => "IdentityNet's weight is --identitynet-scale",
+        "adapter-strength-ratio" | "ip-adapter-weight" => "the adapter's weight is --ip-adapter-scale",
+        "image" | "face-image" | "photo" | "reference" => "the person's photo is --face",
+        "batch-size" | "batch-count" | "num-images" | "num-images-per-prompt" | "n-iter" => {
+            "the number of pictures is --count"
+        }
+        "ckpt" | "checkpoint" => "the checkpoint is --model",
+        "outdir" | "out" | "output-dir" => "the place for pictures is -o or --output",
+        "fp16" | "half" | "dtype" => "numbers are --precision",
+        _ => return None,
+    })
+}
+
+/// Clap's first paragraph, and its guess at what was meant or a surer word, as one line.
+fn sentence(text: &str, here: Option<&str>) -> String {
     let mut paragraphs = text.split("\n\n");
     let first = paragraphs.next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first).split_whitespace().collect::<Vec<_>>().join(" ");
-    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
-    let tips: String = tips.map(|tip| format!("; {tip}")).collect();
+    // That a dash can begin a value is seldom what was meant.
+    let tips =
+        text.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).filter(|tip| !tip.starts_with("to pass "));
+    let tips: String = match here {
+        Some(here) => format!("; {here}"),
+        None => tips.map(|tip| format!("; {tip}")).collect(),
+    };
     format!("{first}{tips} (--help explains)")
 }
 
@@ -99,6 +132,21 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_of_other_programs_lead_to_ours() {
+        for name in ["--cfg-scale", "--negative_prompt", "--prompt", "--width=512", "--num_inference_steps"] {
+            let error = Cli::try_parse_from(["sameface", "generate", "x", name]).unwrap_err();
+            let unknown = error.context().find(|(kind, _)| *kind == ContextKind::InvalidArg).unwrap().1.to_string();
+            assert!(elsewhere(&unknown).is_some(), "{unknown}");
+        }
+        // What is said of them can be given.
+        for line in ["--size 64x64", "--guidance 5", "--steps 2", "--negative x", "--count 2", "--output x", "--face x"]
+        {
+            Cli::try_parse_from(["sameface", "generate", "x"].into_iter().chain(line.split(' '))).unwrap();
+        }
+        assert_eq!(elsewhere("--nonsense"), None);
     }
 
     /// What stands behind the name of the program in an example: quoted where it has spaces, and at a gap of two
@@ -156,7 +204,7 @@ mod tests {
             (vec!["models", "list", "--jsn"], "unexpected argument '--jsn' found; a similar argument exists: '--json'"),
         ] {
             let error = Cli::try_parse_from([vec!["sameface"], line].concat()).unwrap_err();
-            let said_now = sentence(&error.to_string());
+            let said_now = sentence(&error.to_string(), None);
             assert!(said_now.starts_with(said) && !said_now.contains('\n'), "{said_now}");
         }
     }

@@ -64,7 +64,7 @@ pub(crate) fn seed(path: &Path) -> Result<Option<u64>, Fault> {
     let Some(said) = path.to_str().and_then(|text| text.strip_prefix(SCHEME)).filter(|_| !path.exists()) else {
         return Ok(None);
     };
-    let sentence = || format!("{}: after {SCHEME} stands the seed of a character, such as 1000001", path.display());
+    let sentence = || format!("`{}`: after `{SCHEME}` stands the seed of a character, such as 1000001", path.display());
     said.parse().map(Some).map_err(|_| Fault::Given(sentence()))
 }
 

@@ -3,14 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use engine::ModelPaths;
+use faces::Identity;
 use hub::{HubConfig, Role};
+use sha2::{Digest, Sha256};
 
 use crate::cli::ModelFileArgs;
 use crate::fault::Fault;
-use crate::models;
+use crate::{models, output};
 
 /// The name of the built-in models.
 pub(crate) const MINI: &str = "mini";
+
+/// Their face encoder.
+const ENCODER: &str = "faces/arcface.onnx";
 
 /// What the options say about models.
 pub(crate) struct Given<'a> {
@@ -69,6 +74,9 @@ pub(crate) fn falls_back(config: &HubConfig) -> bool {
 /// Finds what the parts of a stack are that a command needs, and no more.
 pub(crate) fn find(config: &HubConfig, given: &Given, needs: impl Fn(Role) -> bool) -> Result<ModelPaths, Fault> {
     let fallback = given.falls_back_to_mini(config);
+    if let Some(home) = config.models.as_ref().filter(|_| fallback && !is_mini(given.model)) {
+        output::say(&format!("note: no models were found in {}, so the built-in ones are used", home.display()));
+    }
     let find = |role: Role| -> Result<Option<PathBuf>, Fault> {
         match given.of(role) {
             _ if !needs(role) => Ok(None),
@@ -112,6 +120,28 @@ pub(crate) fn is_built_in(base: &Path) -> bool {
     mini::is_built_in()
         && base.parent() == Some(&models::cache())
         && base.file_name().is_some_and(|name| name.to_string_lossy().starts_with("mini-"))
+}
+
+/// Bytes as digests are written.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What there is to say of a saved identity that the built-in face encoder and another one do not share: embeddings of
+/// one mean nothing to the other. `built_in` tells which models are to use it.
+pub(crate) fn foreign(identity: &Path, built_in: bool) -> Option<String> {
+    let encoder = Identity::open(identity).ok()?.encoder?;
+    let own = mini::file(ENCODER).map(|bytes| hex(&Sha256::digest(bytes)));
+    let name = identity.display();
+    match (own.as_ref() == Some(&encoder), built_in) {
+        (true, false) => Some(format!(
+            "{name} was saved with the built-in face models, which know drawn characters only; save it again with `--face-models antelopev2`"
+        )),
+        (false, true) => Some(format!(
+            "{name} was saved with other face models than the built-in ones, so the pictures will show somebody else"
+        )),
+        _ => None,
+    }
 }
 
 /// A file or folder of that name comes first, as for all names.

@@ -297,3 +297,33 @@ fn without_models_the_command_that_brings_them_is_named() {
     // The built-in models, where the program carries them, have a note for photographs and do what they can.
     assert!(output.status.code() == Some(1) || said.contains("these models know drawn characters only"), "{said}");
 }
+
+/// Nothing says that models are missing where the built-in ones step in, so they say what they are.
+#[test]
+fn what_the_built_in_models_are_is_said() {
+    let place = Place::new();
+    let list = text(&place.run(&["models", "list", "--json"]).stdout);
+    if !list.contains("\"built_in\":true") {
+        return;
+    }
+    let line = ["generate", "a castle", "--size", "64x64", "--steps", "1", "--json"];
+    let output = place.run(&line);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("note: the built-in models draw characters and nothing else"), "{said}");
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(object["notes"][0].as_str().unwrap().contains("`sameface models pull instantid`"), "{object}");
+
+    // A saved identity speaks the language of one encoder.
+    let saved = ["faces", "cast:1000001", "--save", "ada.safetensors"];
+    assert_eq!(place.run(&saved).status.code(), Some(0));
+    let own = text(&place.run(&[&line[..], &["--face", "ada.safetensors"]].concat()).stderr);
+    assert!(!own.contains("saved with"), "{own}");
+    let foreign = text(&place.generate(&[], &["--face", &place.path("ada.safetensors")]).stderr);
+    assert!(foreign.contains("ada.safetensors was saved with the built-in face models"), "{foreign}");
+
+    let mut home = Command::new(env!("CARGO_BIN_EXE_sameface"));
+    home.env_clear().env("SAMEFACE_HOME", place.path("home")).current_dir(place.0.path()).args(line);
+    let said = text(&home.output().unwrap().stderr);
+    assert!(said.contains("home/models, so the built-in ones are used"), "{said}");
+}

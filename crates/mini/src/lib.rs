@@ -36,6 +36,11 @@ pub fn bytes() -> u64 {
     FILES.iter().map(|(_, bytes)| bytes.len() as u64).sum()
 }
 
+/// The content of a file by its path below `models/mini`, if this build carries it.
+pub fn file(path: &str) -> Option<&'static [u8]> {
+    FILES.iter().find(|(name, _)| *name == path).map(|(_, bytes)| *bytes)
+}
+
 /// The folder that this process uses, and the lock that says so to others.
 static IN_USE: Mutex<Option<(PathBuf, Option<File>)>> = Mutex::new(None);
 

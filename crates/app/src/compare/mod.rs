@@ -91,6 +91,12 @@ struct JudgeFiles {
 
 fn judge(args: &CompareArgs, base: &Path) -> Result<JudgeFiles, Fault> {
     // A whole stack in one folder has its own.
+    if let Some(folder) = args.judge.as_ref().filter(|folder| !folder.join("identity.onnx").is_file()) {
+        return Err(Fault::Given(format!(
+            "--judge {}: holds no identity.onnx; an encoder of aligned faces of that name is needed, such as buffalo_l's w600k_r50.onnx",
+            folder.display()
+        )));
+    }
     let beside = Some(base.join("judge")).filter(|judge| judge.is_dir() && !stack::is_built_in(base));
     if let Some(folder) = args.judge.clone().or(beside) {
         return Ok(JudgeFiles { built_in: false, name: folder.display().to_string(), folder });

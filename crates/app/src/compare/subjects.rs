@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use super::JudgeFiles;
 use crate::cli::CompareArgs;
 use crate::fault::Fault;
-use crate::output;
 use crate::people::{self, Drawn};
+use crate::{output, stack};
 
 /// People at hand where nothing is said.
 const AMONG: usize = 40;
@@ -274,5 +274,5 @@ pub(crate) fn asked(
 
 fn digest(file: &Path) -> Result<String, Fault> {
     let bytes = std::fs::read(file).map_err(|e| Fault::Given(format!("{} could not be read: {e}", file.display())))?;
-    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(stack::hex(&Sha256::digest(bytes)))
 }
