@@ -1,10 +1,10 @@
-//! Mutated photos, networks and identities: an answer or a sentence, never a panic that escapes, a
+//! Mutated photos, networks, judges and identities: an answer or a sentence, never a panic that escapes, a
 //! hang, or memory beyond what the file justifies.
 //!
 //! `SAMEFACE_MUTATIONS=1000000 cargo test -p faces --release --test hostile` runs as long as wanted.
 
 mod support;
-use faces::{FaceAnalyzer, Identity, Photo, PhotoLimits};
+use faces::{FaceAnalyzer, Identity, Judge, Photo, PhotoLimits};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -125,6 +125,34 @@ fn mutated_networks() {
         assert!(took < 2 << 30, "round {round}: {} MiB", took >> 20);
     }
     println!("{loaded} of {} mutated networks were loaded, {ran} ran; most memory {} MiB", rounds(), most >> 20);
+}
+
+#[test]
+fn mutated_judges() {
+    let _turn = TURN.lock();
+    quietly();
+    let folder = tempfile::tempdir().unwrap();
+    let encoder = fixture("nets/plain/glintr100.onnx");
+    std::fs::copy(&encoder, folder.path().join("identity.onnx")).unwrap();
+    // Its shapes are not a judge's, which is found out when it reads a picture.
+    std::fs::copy(&encoder, folder.path().join("content.onnx")).unwrap();
+    let about = br#"{"content": {"size": 112, "attributes": {"style": ["ink", "oil"], "age": ["young", "old"]}}}"#;
+    let picture = image::RgbImage::new(64, 64);
+    let mut dice = Dice(0x6a09_e667_f3bc_c908 ^ seed());
+    let (mut opened, few) = (0, rounds() / 4);
+    for round in 0..few {
+        std::fs::write(folder.path().join("judge.json"), dice.mutate(about)).unwrap();
+        let took = measured("judge", || match Judge::open(folder.path()) {
+            Ok(judge) => {
+                opened += 1;
+                let said = judge.read(&picture).unwrap_err().to_string();
+                assert!(!said.contains('\n'), "{said}");
+            }
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        });
+        assert!(took < 64 << 20, "round {round}: {} MiB", took >> 20);
+    }
+    println!("{opened} of {few} mutated judges were opened");
 }
 
 #[test]

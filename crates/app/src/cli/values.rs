@@ -135,6 +135,58 @@ fn within(text: &str, low: u16, high: u16) -> Result<u16, String> {
 mod tests {
     use super::*;
 
+    /// What people paste: a value or a sentence, never a panic.
+    #[test]
+    fn any_text_is_a_value_or_a_sentence() {
+        let parts = [
+            "1",
+            "-",
+            "0",
+            "x",
+            "×",
+            "X",
+            "/",
+            ":",
+            ".",
+            ",",
+            "e",
+            "cuda",
+            "9999999999",
+            " ",
+            "é",
+            "\u{0}",
+            "inf",
+            "+",
+        ];
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut below = |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as usize % n
+        };
+        let mut read = 0;
+        for _ in 0..20_000 {
+            let text: String = (0..below(6)).map(|_| parts[below(parts.len())]).collect();
+            let errors = [
+                text.parse::<SizeArg>().err(),
+                text.parse::<DeviceArg>().err(),
+                text.parse::<ShardArg>().err(),
+                finite(&text).err(),
+                whole(&text).err(),
+                seed(&text).err(),
+                threads(&text).err(),
+                repeats(&text).err(),
+            ];
+            read += errors.iter().filter(|error| error.is_none()).count();
+            assert!(errors.iter().flatten().all(|said| !said.is_empty() && !said.contains('\n')), "{text:?}");
+            if let Ok(shard) = text.parse::<ShardArg>() {
+                assert!((0..shard.of.min(1000)).filter(|i| shard.has(*i)).count() <= 1, "{text:?}");
+            }
+        }
+        assert!(read > 1_000, "{read}");
+    }
+
     #[test]
     fn values_are_read_or_explained() {
         assert_eq!("1024x768".parse(), Ok(SizeArg { width: 1024, height: 768 }));

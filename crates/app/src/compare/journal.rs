@@ -290,6 +290,62 @@ mod tests {
         assert!(first.join(&two.path().join("none")).is_err());
     }
 
+    /// A folder from elsewhere can hold anything: what is taken up are pictures of ours, and the rest is a sentence.
+    #[test]
+    fn damaged_records_are_taken_up_or_refused() {
+        let (whole, damaged, target) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let asked = json!({"faces": [{"name": "ada"}], "steps": 2});
+        let mut journal = Journal::open(whole.path(), asked.clone()).unwrap();
+        journal.settle(&json!({"device": "cpu"}), "x").unwrap();
+        for i in 0..3 {
+            let path = format!("pictures/{i:03}-00-text.png");
+            journal.add(&path, b"png", entry(&path)).unwrap();
+        }
+        drop(journal);
+        std::fs::create_dir(damaged.path().join("pictures")).unwrap();
+        for i in 0..3 {
+            std::fs::write(damaged.path().join(format!("pictures/{i:03}-00-text.png")), "png").unwrap();
+        }
+        let (mut state, mut taken) = (0x9e37_79b9_7f4a_7c15_u64, 0);
+        let mut below = |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as usize % n.max(1)
+        };
+        for _ in 0..300 {
+            for name in [ASKED, SETTINGS, RESULTS] {
+                let mut text = std::fs::read(whole.path().join(name)).unwrap();
+                for _ in 0..below(3) {
+                    let at = below(text.len());
+                    match below(4) {
+                        0 => text.truncate(at),
+                        1 => text.insert(at, b"\"{}[]:,0../\\\n\xff"[below(14)]),
+                        _ => text[at] = b"\"{}[]:,0../\\\n\xff"[below(14)],
+                    }
+                    if text.is_empty() {
+                        break;
+                    }
+                }
+                std::fs::write(damaged.path().join(name), text).unwrap();
+            }
+            let mut journal = Journal::open(target.path(), asked.clone()).unwrap();
+            match journal.join(damaged.path()) {
+                Ok(count) => taken += count,
+                Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+            }
+            assert!(journal.entries.keys().all(|path| is_ours(path)));
+            drop(journal);
+            for name in [SETTINGS, RESULTS, "pictures"] {
+                let path = target.path().join(name);
+                let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+            }
+            assert_eq!(std::fs::read_dir(target.path()).unwrap().count(), 1, "nothing else was written");
+        }
+        assert!(taken > 30, "{taken}");
+    }
+
     #[test]
     fn a_record_leads_nowhere_else() {
         for (path, ours) in

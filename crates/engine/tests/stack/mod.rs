@@ -41,7 +41,8 @@ pub(crate) fn with_scheduler(model: &Path, scheduler: &Value, to: &Path) {
     fs::write(index, named.to_string()).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
+/// A folder with all that is in it.
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
