@@ -139,6 +139,11 @@ pub(crate) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
 }
 
+/// A checksum becomes a part of a file's name.
+pub(crate) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit())
+}
+
 /// An ETag becomes a file's name.
 pub(crate) fn is_etag(text: &str) -> bool {
     let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
@@ -159,7 +164,7 @@ pub(crate) fn is_repo(text: &str) -> bool {
 /// A file's path in a repository, which becomes a path on this disk.
 pub(crate) fn is_file_path(text: &str) -> bool {
     let part = |part: &str| !part.is_empty() && part != "." && part != "..";
-    text.len() <= 512 && !text.contains(['\\', ':', '\0']) && text.split('/').all(part)
+    text.len() <= 512 && !text.contains(|c: char| c.is_control() || c == '\\' || c == ':') && text.split('/').all(part)
 }
 
 #[cfg(test)]
@@ -172,7 +177,7 @@ mod tests {
         assert!(is_etag("ce013625030ba8dba906f756967f9e9ca394464a") && !is_etag("../x") && !is_etag(""));
         assert!(is_repo("InstantX/InstantID") && !is_repo("InstantID") && !is_repo("a/../b") && !is_repo("a/b/c"));
         assert!(is_file_path("unet/config.json"));
-        for bad in ["../x", "/etc/passwd", "a//b", "a/..", "C:\\x", ""] {
+        for bad in ["../x", "/etc/passwd", "a//b", "a/..", "C:\\x", "a\n", "\u{1b}[2J", ""] {
             assert!(!is_file_path(bad), "{bad}");
         }
     }

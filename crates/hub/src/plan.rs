@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::cache::{RepoCache, below, is_commit, is_file_path, is_repo};
+use crate::cache::{RepoCache, below, is_commit, is_file_path, is_repo, is_sha256};
 use crate::catalog::{self, Entry};
 use crate::http::Client;
 use crate::{Error, HubConfig, Result};
@@ -49,7 +49,7 @@ pub struct Part {
 impl Part {
     /// The size of all files together.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().filter_map(|file| file.bytes).sum()
+        total(self.files.iter().filter_map(|file| file.bytes))
     }
 
     /// The repository that is asked first.
@@ -89,11 +89,16 @@ impl Part {
             folders.into_iter().find(|folder| self.files.iter().all(|file| is_here(folder, file)))
         });
         self.missing = match (&self.here, self.sources.first()) {
-            (None, Some(at)) => self.files.iter().map(|file| lacking(cache, at, file)).sum(),
+            (None, Some(at)) => total(self.files.iter().map(|file| lacking(cache, at, file))),
             _ => 0,
         };
         self
     }
+}
+
+/// A sum of sizes, which a server can make as large as it likes.
+fn total(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// Whether a file is there; one whose content is known must have its size.
@@ -125,12 +130,12 @@ pub struct Plan {
 impl Plan {
     /// The size of all models that are not wholly here.
     pub fn lacking(&self) -> u64 {
-        self.parts.iter().filter(|part| part.here.is_none()).map(Part::bytes).sum()
+        total(self.parts.iter().filter(|part| part.here.is_none()).map(Part::bytes))
     }
 
     /// Bytes to fetch.
     pub fn missing(&self) -> u64 {
-        self.parts.iter().map(|part| part.missing).sum()
+        total(self.parts.iter().map(|part| part.missing))
     }
 }
 
@@ -170,7 +175,7 @@ fn described(client: &Client, repo: &str, info: &Value) -> Result<Part> {
         .iter()
         .filter_map(|file| {
             let path = file["rfilename"].as_str().filter(|path| is_file_path(path))?;
-            let sum = file["lfs"]["sha256"].as_str().filter(|sum| sum.len() == 64);
+            let sum = file["lfs"]["sha256"].as_str().filter(|sum| is_sha256(sum));
             Some(Wanted { path: path.to_string(), bytes: file["size"].as_u64(), sha256: sum.map(str::to_string) })
         })
         .collect();
@@ -187,6 +192,8 @@ fn described(client: &Client, repo: &str, info: &Value) -> Result<Part> {
         .find_map(|tag| tag.strip_prefix("license:"));
     let licence = info["cardData"]["license_name"].as_str().filter(|name| *name != "other");
     let licence = licence.or(info["cardData"]["license"].as_str()).or(tag).unwrap_or("not stated");
+    // It is shown on a terminal, which would obey control characters.
+    let licence: String = licence.chars().filter(|c| !c.is_control()).take(200).collect();
     let page = format!("{}/{repo}", client.endpoint());
     Ok(Part {
         name: repo.to_string(),
@@ -236,6 +243,7 @@ fn needed(files: Vec<Wanted>) -> Vec<Wanted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn files(paths: &[&str]) -> Vec<Wanted> {
         paths.iter().map(|path| Wanted { path: path.to_string(), bytes: Some(1), sha256: None }).collect()
@@ -273,6 +281,72 @@ mod tests {
         let plain: Vec<String> =
             needed(files(&["a.png", "config.json", "lora.safetensors"])).into_iter().map(|file| file.path).collect();
         assert_eq!(plain, ["config.json", "lora.safetensors"]);
+    }
+
+    /// A mirror can answer anything: a plan that is shown in whole lines and stays in its folder, or a sentence.
+    #[test]
+    fn descriptions_at_random_are_planned_or_refused() {
+        let config = HubConfig::from_vars(|name| (name == "HOME").then(|| "/nowhere".to_string())).unwrap();
+        let client = Client::new(&config).unwrap();
+        let long = "../".repeat(21) + "a";
+        let values = [
+            json!(null),
+            json!(0),
+            json!(-1),
+            json!(u64::MAX),
+            json!(1e300),
+            json!(""),
+            json!("a\u{1b}[2J\nb"),
+            json!([]),
+            json!({}),
+            json!("../../x.safetensors"),
+            json!("x\u{7}.safetensors"),
+            json!(long),
+            json!(true),
+            json!(["license:\n"]),
+        ];
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as usize % n
+        };
+        let mut planned = 0;
+        for _ in 0..3000 {
+            let file = |name: &str| json!({"rfilename": name, "size": u64::MAX, "lfs": {"sha256": "a".repeat(64)}});
+            let mut info = json!({
+                "sha": "0".repeat(40), "tags": ["license:mit"], "cardData": {"license": "mit", "license_name": "mit"},
+                "siblings": [file("model_index.json"), file("unet/a.safetensors"), file("vae/b.safetensors")],
+            });
+            for _ in 0..1 + below(3) {
+                let value = values[below(values.len())].clone();
+                let i = below(3);
+                match below(7) {
+                    0 => info["sha"] = value,
+                    1 => info["tags"] = value,
+                    2 => info["cardData"] = value,
+                    3 => info["siblings"] = value,
+                    which => match info["siblings"].get_mut(i) {
+                        Some(Value::Object(file)) => {
+                            file.insert(["rfilename", "size", "lfs"][which - 4].into(), value);
+                        }
+                        _ => continue,
+                    },
+                }
+            }
+            match described(&client, "a/b", &info) {
+                Ok(part) => {
+                    let part = part.looked_up(Path::new("/nowhere"));
+                    assert!(part.bytes() >= part.missing && !part.licence.contains(char::is_control), "{info}");
+                    assert!(part.files.iter().all(|file| is_file_path(&file.path)), "{info}");
+                    assert!(part.files.iter().flat_map(|file| &file.sha256).all(|sum| is_sha256(sum)), "{info}");
+                    planned += 1;
+                }
+                Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+            }
+        }
+        assert!(planned > 1000, "{planned}");
     }
 
     #[test]
