@@ -23,7 +23,8 @@ pub(crate) fn cache() -> PathBuf {
         "macos" => var("HOME").map(|home| home.join("Library/Caches")),
         _ => var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache"))),
     };
-    let home = var("SAMEFACE_HOME").map(|home| home.join("cache"));
+    // Through the same reading as the models' place, which knows what `~` stands for.
+    let home = config().ok().and_then(|config| config.home).map(|home| home.join("cache"));
     home.or(own.map(|caches| caches.join("sameface"))).unwrap_or_else(|| std::env::temp_dir().join("sameface"))
 }
 

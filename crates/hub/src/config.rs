@@ -8,7 +8,9 @@ use crate::{Error, Result};
 /// Where models lie and where they come from.
 #[derive(Clone, Debug)]
 pub struct HubConfig {
-    /// `$SAMEFACE_HOME/models`, if `SAMEFACE_HOME` is set.
+    /// `$SAMEFACE_HOME`.
+    pub home: Option<PathBuf>,
+    /// `$SAMEFACE_HOME/models`, or `$SAMEFACE_HOME` itself where that is such a folder, if `SAMEFACE_HOME` is set.
     pub models: Option<PathBuf>,
     /// The hub's cache, which holds `models--ORG--NAME` folders.
     pub cache: PathBuf,
@@ -81,8 +83,10 @@ impl HubConfig {
             true => &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
             false => &["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
         };
+        let home = path(&["SAMEFACE_HOME"]);
         Ok(HubConfig {
-            models: path(&["SAMEFACE_HOME"]).map(|home| home.join("models")),
+            models: home.as_deref().map(models_of),
+            home,
             cache,
             endpoint,
             token,
@@ -92,6 +96,14 @@ impl HubConfig {
             patience: Patience::default(),
         })
     }
+}
+
+/// The folder of models of a home. Who names ComfyUI's or A1111's `models` itself means the same.
+fn models_of(home: &Path) -> PathBuf {
+    let models = home.join("models");
+    let shelves = ["checkpoints", "Stable-diffusion", "controlnet", "ControlNet"];
+    let is_it = !models.is_dir() && shelves.iter().any(|shelf| home.join(shelf).is_dir());
+    if is_it { home.to_path_buf() } else { models }
 }
 
 fn is_true(value: &str) -> bool {

@@ -83,6 +83,14 @@ fn parts_are_found_in_their_order() {
             "home/models/instantid/ip-adapter.bin".into(),
             Place::Home,
         ),
+        // Who names ComfyUI's folder of models itself means the same.
+        (
+            Role::Base,
+            files("home/checkpoints", &["a.safetensors"]),
+            None,
+            "home/checkpoints/a.safetensors".into(),
+            Place::Home,
+        ),
         // Names.
         (
             Role::FaceModels,

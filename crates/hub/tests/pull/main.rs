@@ -20,6 +20,7 @@ fn config(server: &Server, cache: &Path) -> HubConfig {
         progress: 1000,
     };
     HubConfig {
+        home: None,
         models: None,
         cache: cache.to_path_buf(),
         endpoint: server.endpoint.clone(),
