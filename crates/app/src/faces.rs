@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use faces::{Analysis, Face, FaceAnalyzer, Identity, Photo};
+use faces::{Analysis, Face, FaceAnalyzer, Identity, Photo, RgbImage};
 use serde_json::{Value, json};
 
 use crate::cli::FacesArgs;
 use crate::fault::Fault;
 use crate::people::Drawn;
-use crate::{models, output, people, stack, threads};
+use crate::{models, output, stack, threads};
 
 pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
     let several = args.photos.len() > 1;
@@ -24,10 +24,7 @@ pub(crate) fn run(args: &FacesArgs) -> Result<(), Fault> {
     let (folder, built_in) = stack::face_models(&models::config()?, args.face_models.as_deref())?;
     let analyzer = FaceAnalyzer::open(&folder)?;
     if built_in
-        && args
-            .photos
-            .iter()
-            .any(|photo| !matches!(people::seed(photo), Ok(Some(_))) && engine::metadata::drawn(photo).is_none())
+        && args.photos.iter().any(|photo| faces::readable(photo).is_ok() && engine::metadata::drawn(photo).is_none())
     {
         output::say(
             "note: the built-in face models know drawn characters only; `sameface models pull antelopev2` brings those for photographs",
@@ -79,7 +76,8 @@ fn check_places(args: &FacesArgs) -> Result<(), Fault> {
 /// What came of one photo.
 struct Look<'a> {
     path: &'a Path,
-    outcome: Result<(Photo, Analysis), String>,
+    /// The picture itself only where it is drawn on: many photos need not fit into memory together.
+    outcome: Result<(Option<RgbImage>, Analysis), String>,
 }
 
 /// Looks at one photo. What is wrong with it is said at once, and the others go on.
@@ -90,9 +88,10 @@ fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path, file: &Pa
             output::say(&format!("{}: {notice}", path.display()));
         }
         // A list takes whatever was found; who asks for one face gets a usable one or a sentence.
+        let image = args.draw.is_some().then_some(photo.image);
         let one = args.face_index.is_some() || args.save.is_some() || args.draw_keypoints.is_some();
         if !one && !analysis.faces.is_empty() {
-            return Ok((photo, analysis));
+            return Ok((image, analysis));
         }
         let (face, told) = analysis.choose(args.face_index)?;
         let warning = face.warning().map(|warning| format!("{}: {warning}", path.display()));
@@ -101,7 +100,7 @@ fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path, file: &Pa
             Some(_) => vec![face.clone()],
             None => analysis.faces.clone(),
         };
-        Ok((photo, Analysis { faces, ..analysis }))
+        Ok((image, Analysis { faces, ..analysis }))
     });
     let outcome = outcome.map_err(|error| drawn.in_words(&error.to_string()));
     if let Err(error) = &outcome {
@@ -111,10 +110,11 @@ fn look<'a>(analyzer: &FaceAnalyzer, args: &FacesArgs, path: &'a Path, file: &Pa
 }
 
 fn write_files(analyzer: &FaceAnalyzer, args: &FacesArgs, looks: &[Look]) -> Result<(), Fault> {
-    let usable: Vec<&(Photo, Analysis)> = looks.iter().filter_map(|look| look.outcome.as_ref().ok()).collect();
-    let Some((photo, analysis)) = usable.first() else { return Ok(()) };
-    if let Some(path) = &args.draw {
-        faces::save_png(path, &faces::draw_faces(&photo.image, &analysis.faces))?;
+    let usable: Vec<&(Option<RgbImage>, Analysis)> =
+        looks.iter().filter_map(|look| look.outcome.as_ref().ok()).collect();
+    let Some((image, analysis)) = usable.first() else { return Ok(()) };
+    if let (Some(path), Some(image)) = (&args.draw, image) {
+        faces::save_png(path, &faces::draw_faces(image, &analysis.faces))?;
     }
     if let Some(path) = &args.draw_keypoints {
         let (width, height) = analysis.size;

@@ -24,11 +24,14 @@ impl Known {
     }
 }
 
+/// Longest side of a picture that is kept to be shown, as many people's photos are at once.
+const SHOWN: u32 = 1024;
+
 /// Somebody: what was given to condition on, and what is known from other pictures.
 pub struct Person {
     /// For people.
     pub name: String,
-    /// The given picture; a saved identity has none.
+    /// The given picture, to be shown: at most [`SHOWN`] pixels wide and high. A saved identity has none.
     pub photo: Option<Photo>,
     /// What the detector and the encoder of the stack read in it.
     pub identity: Identity,
@@ -46,11 +49,16 @@ pub struct Person {
 impl Person {
     /// Reads who somebody is from one picture, and what the judge makes of that and of other pictures of them.
     ///
-    /// Others without a usable face are left out with a note.
+    /// Others that cannot be read or have no usable face are left out with a note.
     ///
     /// # Errors
     /// No usable face in the given picture.
-    pub fn meet(name: &str, given: &Known, others: &[Known], eyes: &Eyes) -> Result<Person> {
+    pub fn meet(
+        name: &str,
+        given: &Known,
+        others: impl Iterator<Item = faces::Result<Known>>,
+        eyes: &Eyes,
+    ) -> Result<Person> {
         let index = eyes.which(given)?;
         let (identity, mut notes) = eyes.analyzer.identity_of_photo(&given.photo, index)?;
         let kps = match given.keypoints {
@@ -61,31 +69,45 @@ impl Person {
         let mut person = Person::of(name, identity, others, eyes)?;
         person.drawn.extend(Drawn::read(given, eyes)?);
         notes.append(&mut person.notes);
-        Ok(Person { photo: Some(given.photo.clone()), notes, reference: Some(reference), ..person })
+        Ok(Person { photo: Some(shown(&given.photo)?), notes, reference: Some(reference), ..person })
     }
 
-    /// Somebody of whom a saved identity is given: there is no given picture to be similar to, only others. Those without
-    /// a usable face are left out with a note.
+    /// Somebody of whom a saved identity is given: there is no given picture to be similar to, only others. Those that
+    /// cannot be used are left out with a note.
     ///
     /// # Errors
     /// An identity without keypoints.
-    pub fn saved(name: &str, identity: Identity, others: &[Known], eyes: &Eyes) -> Result<Person> {
+    pub fn saved(
+        name: &str,
+        identity: Identity,
+        others: impl Iterator<Item = faces::Result<Known>>,
+        eyes: &Eyes,
+    ) -> Result<Person> {
         placed(name, &identity)?;
         Person::of(name, identity, others, eyes)
     }
 
-    fn of(name: &str, identity: Identity, others: &[Known], eyes: &Eyes) -> Result<Person> {
+    fn of(
+        name: &str,
+        identity: Identity,
+        others: impl Iterator<Item = faces::Result<Known>>,
+        eyes: &Eyes,
+    ) -> Result<Person> {
         let (mut embedded, mut drawn, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        // One after the other: a folder can hold more photos than memory does.
         for known in others {
-            match eyes.embed(known) {
-                Ok(embedding) => embedded.push(embedding),
-                Err(error) if error.is_user_fault() => {
-                    notes.push(format!("{error}; it is left out"));
-                    continue;
+            let looked = known.map_err(Error::from).and_then(|known| {
+                let embedding = eyes.embed(&known)?;
+                Ok((embedding, Drawn::read(&known, eyes)?))
+            });
+            match looked {
+                Ok((embedding, read)) => {
+                    embedded.push(embedding);
+                    drawn.extend(read);
                 }
+                Err(error) if error.is_user_fault() => notes.push(format!("{error}; it is left out")),
                 Err(error) => return Err(error),
             }
-            drawn.extend(Drawn::read(known, eyes)?);
         }
         let taken = std::fs::read_dir(eyes.folder.path()).map_err(Error::Temporary)?.count();
         let file = eyes.folder.path().join(format!("{taken}.safetensors"));
@@ -108,6 +130,18 @@ impl Person {
     pub(crate) fn centre(&self) -> Option<Vec<f32>> {
         if self.others.is_empty() { self.reference.clone() } else { Some(centre(&self.others)) }
     }
+}
+
+/// A picture in a size to be shown.
+fn shown(photo: &Photo) -> Result<Photo> {
+    let (width, height) = photo.image.dimensions();
+    let longest = width.max(height);
+    if longest <= SHOWN {
+        return Ok(photo.clone());
+    }
+    let scaled = |side: u32| (u64::from(side) * u64::from(SHOWN) / u64::from(longest)).max(1) as u32;
+    let image = faces::resize_lanczos_like_pillow(&photo.image, scaled(width), scaled(height))?;
+    Ok(Photo { image, name: photo.name.clone(), notices: photo.notices.clone() })
 }
 
 /// Where the face of an identity is: pictures are asked for with a face there, and measured there.
@@ -155,4 +189,19 @@ fn centre(all: &[Vec<f32>]) -> Vec<f32> {
         sum.iter_mut().zip(one).for_each(|(s, v)| *s += v / length);
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_photos_are_kept_small() {
+        for (size, kept) in
+            [((64, 48), (64, 48)), ((1024, 1024), (1024, 1024)), ((4000, 3000), (1024, 768)), ((9, 9000), (1, 1024))]
+        {
+            let photo = Photo::from_image("a", faces::RgbImage::new(size.0, size.1));
+            assert_eq!(shown(&photo).unwrap().image.dimensions(), kept, "{size:?}");
+        }
+    }
 }

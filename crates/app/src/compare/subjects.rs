@@ -145,25 +145,14 @@ pub(crate) fn prompts(args: &CompareArgs) -> Result<Vec<Prompt>, Fault> {
 
 /// Reads a face and the person's other pictures, of which unusable ones are left out with a note. What is `built_in`, models or judge, knows no photographs.
 pub(crate) fn meet(subject: &Subject, drawn: &Drawn, eyes: &Eyes, built_in: bool) -> Result<Person, Fault> {
-    let mut others = match subject.seed {
+    let drawings = match subject.seed {
         Some(seed) => people::drawings(seed, OTHERS)?,
         None => Vec::new(),
     };
-    let mut left_out = Vec::new();
-    for other in &subject.others {
-        match Photo::open(other) {
-            Ok(photo) => others.push(Known::photo(photo)),
-            // One bad file of many is no reason to stop.
-            Err(error) if error.is_user_fault() => left_out.push(format!("{error}; it is left out")),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let noted = |mut person: Person| {
-        person.notes.extend(left_out);
-        person
-    };
+    let photos = subject.others.iter().map(|other| Ok(Known::photo(Photo::open(other)?)));
+    let others = drawings.into_iter().map(Ok).chain(photos);
     if Identity::sniff(&subject.given) {
-        return Ok(noted(Person::saved(&subject.name, Identity::open(&subject.given)?, &others, eyes)?));
+        return Ok(Person::saved(&subject.name, Identity::open(&subject.given)?, others, eyes)?);
     }
     let given = match subject.seed {
         Some(seed) => people::portrait(seed)?,
@@ -175,7 +164,7 @@ pub(crate) fn meet(subject: &Subject, drawn: &Drawn, eyes: &Eyes, built_in: bool
             drawn.in_words(&given.photo.name)
         ));
     }
-    Ok(noted(Person::meet(&subject.name, &given, &others, eyes)?))
+    Ok(Person::meet(&subject.name, &given, others, eyes)?)
 }
 
 /// People who are not compared, among whom the judge must find those who are.
@@ -200,7 +189,7 @@ pub(crate) fn stranger(subjects: &[Subject], drawn: &mut Drawn, eyes: &Eyes) -> 
     let seed = (AMONG..).map(unseen).find(|seed| subjects.iter().all(|subject| subject.seed != Some(*seed)))?;
     let name = format!("cast:{seed}");
     drawn.file(name.as_ref()).ok()?;
-    Person::meet(&name, &people::portrait(seed).ok()?, &[], eyes).ok()
+    Person::meet(&name, &people::portrait(seed).ok()?, std::iter::empty(), eyes).ok()
 }
 
 /// Sentences on what cannot be measured, and what would change that.
