@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::likeness::Likeness;
 use crate::people::Drawn;
 use crate::stack::{self, Given};
-use crate::{memory, models, output, threads};
+use crate::{memory, models, output, people, threads};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Fault> {
     threads::limit(args.machine.threads)?;
@@ -24,9 +24,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Fault> {
 fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     let config = models::config()?;
     let mut request = request(args);
-    for face in &mut request.faces {
-        *face = drawn.file(face)?;
-    }
+    request.faces = faces_of(args, drawn)?;
     if let Some(Pose::Face(pose)) = &mut request.pose {
         *pose = drawn.file(pose)?;
     }
@@ -37,20 +35,27 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     request.models = model_paths(args, &config, &request)?;
     // Each picture is written when it is finished: who stops a long run keeps what was made.
     let mut saved = Vec::new();
+    // Only pictures of the built-in models are looked at once more.
+    let keep = stack::is_built_in(&request.models.base);
     let mut save = |picture: Picture, plan: &Plan| {
         let path = target.save(&picture, plan)?;
         let latent = args.save_latent.as_deref().map(|file| numbered(file, picture.seed, plan.seeds.len()));
         let latent = latent.map(|file| picture.save_latent(&file)).transpose()?;
-        saved.push((path, latent, picture));
+        saved.push((path, latent, picture.seed, keep.then_some(picture)));
         Ok(())
     };
     let mut notes = told_of_models(&request);
     notes.iter().for_each(|note| output::say(&format!("note: {note}")));
-    let output = make(&request, drawn, &mut notes, &mut save)?;
+    let output = make(&request, drawn, &mut notes, &mut save);
+    if output.is_err() {
+        saved.iter().for_each(|(path, ..)| output::say(&format!("made before: {}", path.display())));
+    }
+    let output = output?;
     let likeness = Likeness::open(&request)?;
     let asked = output.plan.identity.as_ref().and_then(|identity| identity.keypoints.as_ref());
-    let images = saved.into_iter().map(|(path, latent, picture)| {
-        Ok(Image { path, latent, seed: picture.seed, likeness: likeness.of(&picture, asked)? })
+    let images = saved.into_iter().map(|(path, latent, seed, picture)| {
+        let likeness = picture.map(|picture| likeness.of(&picture, asked)).transpose()?.flatten();
+        Ok(Image { path, latent, seed, likeness })
     });
     let images = images.collect::<Result<Vec<_>, Fault>>()?;
     let judged = !args.json && images.iter().any(|image| image.likeness.is_some());
@@ -58,10 +63,28 @@ fn work(args: &GenerateArgs, drawn: &mut Drawn) -> Result<(), Fault> {
     tell(args, &output, &images, &notes, scale, drawn)
 }
 
+/// The files of the person: photos and identities as named, drawings made, and what a folder holds, of which a saved
+/// identity stands for its pictures.
+fn faces_of(args: &GenerateArgs, drawn: &mut Drawn) -> Result<Vec<PathBuf>, Fault> {
+    let mut files = Vec::new();
+    for face in &args.face {
+        match face.is_dir() {
+            false => files.push(drawn.file(face)?),
+            true => {
+                let mut found = people::pictures_of(face)?;
+                if found.first().is_some_and(|first| faces::Identity::sniff(first)) {
+                    found.truncate(1);
+                }
+                files.extend(found);
+            }
+        }
+    }
+    Ok(files)
+}
+
 fn request(args: &GenerateArgs) -> Request {
     let mut request = begin(&args.prompt, &args.picture, &args.machine);
     request.plain_prompt = args.plain_prompt;
-    request.faces = args.face.clone();
     request.face_index = args.face_index;
     request.pose = match (&args.pose, &args.pose_map) {
         (Some(path), _) => Some(Pose::Face(path.clone())),

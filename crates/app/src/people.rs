@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cast::{Character, Picture, Scene, Style};
 use compare::Known;
 use engine::metadata::{DRAWN, encode_png};
-use faces::{Keypoints, Photo, RgbImage};
+use faces::{Identity, Keypoints, Photo, RgbImage};
 use serde_json::{Value, json};
 
 use crate::fault::Fault;
@@ -57,6 +57,33 @@ impl Drawn {
         }
         said
     }
+}
+
+/// Endings of pictures in a person's folder.
+const PICTURES: [&str; 6] = ["png", "jpg", "jpeg", "webp", "bmp", "gif"];
+
+/// What a folder of one person holds, at least one file: a saved identity first, if there is one, then pictures by name.
+pub(crate) fn pictures_of(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
+    let sentence = |why: String| Fault::Given(format!("--face {}: {why}", folder.display()));
+    let entries = std::fs::read_dir(folder).map_err(|e| sentence(format!("the folder could not be read: {e}")))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    let is_picture = |path: &PathBuf| {
+        // Systems put files of their own beside pictures, such as `._ada.jpg`.
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        !hidden && path.is_file() && ending.is_some_and(|ending| PICTURES.contains(&&*ending))
+    };
+    let identity = files.iter().find(|path| Identity::sniff(path)).cloned();
+    let found: Vec<PathBuf> =
+        identity.into_iter().chain(files.iter().filter(|path| is_picture(path)).cloned()).collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    Err(sentence(match files.iter().any(|path| path.is_dir()) {
+        true => "holds folders and no pictures; give a person's own folder".into(),
+        false => format!("holds no pictures of a person ({})", PICTURES.join(", ")),
+    }))
 }
 
 /// The seed of `cast:SEED`; `None` for anything else. A file of that name comes first.

@@ -128,6 +128,24 @@ fn a_photo_becomes_a_picture_with_its_record() {
 }
 
 #[test]
+fn a_folder_is_its_pictures_or_the_identity_in_it() {
+    let place = Place::new();
+    fs::create_dir(place.path("ada")).unwrap();
+    for name in ["1.jpg", "2.JPG"] {
+        fs::copy(faces("astronaut.jpg"), place.path(&format!("ada/{name}"))).unwrap();
+    }
+    fs::write(place.path("ada/notes.txt"), "x").unwrap();
+    let photos = |place: &Place| -> Vec<String> {
+        let output = place.generate(&[], &["--face", "ada", "--json"]);
+        let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+        object["photos"].as_array().unwrap().iter().map(|photo| photo["photo"].as_str().unwrap().into()).collect()
+    };
+    assert_eq!(photos(&place), ["ada/1.jpg", "ada/2.JPG"]);
+    fs::copy(stack("ada.safetensors"), place.path("ada/ada.safetensors")).unwrap();
+    assert_eq!(photos(&place), ["ada/ada.safetensors"]);
+}
+
+#[test]
 fn a_drawn_seed_is_told_and_names_are_given() {
     let place = Place::new();
     let identity = stack("ada.safetensors");
@@ -165,7 +183,7 @@ fn what_cannot_be_used_is_one_sentence_and_leaves_nothing() {
         (&[("--model", "none"), ("--face-models", "none")], &["--face", "none.jpg"], &["`none.jpg`"]),
         (&[("--model", "none")], &["--face", photo, "--pose", "none.png"], &["`none.png`"]),
         (&[], &["--face", "none.jpg", "--face", &broken], &["none of the 2 pictures", "none.jpg", "photos.json"]),
-        (&[], &["--face", &model], &["it is a folder"]),
+        (&[], &["--face", &model], &["holds folders and no pictures; give a person's own folder"]),
         (&[], &["--face", &broken], &["photos.json", "PNG, JPEG, WebP, BMP and GIF are read"]),
         (&[], &["--face", photo, "--face-index", "999"], &["999", "valid are 0 to"]),
         (&[], &["--face", photo, "--face-index", "-1"], &["--face-index", "'-1'", "whole number"]),

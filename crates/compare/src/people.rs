@@ -31,7 +31,7 @@ const SHOWN: u32 = 1024;
 pub struct Person {
     /// For people.
     pub name: String,
-    /// The given picture, to be shown: at most [`SHOWN`] pixels wide and high. A saved identity has none.
+    /// The given picture, to be shown: at most 1024 pixels wide and high. A saved identity has none.
     pub photo: Option<Photo>,
     /// What the detector and the encoder of the stack read in it.
     pub identity: Identity,

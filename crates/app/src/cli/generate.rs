@@ -14,10 +14,10 @@ pub(crate) struct GenerateArgs {
     /// chunk of 77 tokens; a long prompt is cut into chunks by itself.
     pub(crate) prompt: String,
 
-    /// A photo of the person, or an identity saved by `sameface faces --save`. Several are averaged; one that cannot be
-    /// used is reported and left out. cast:SEED is a drawn character's portrait. [default: nobody, a picture from the text
-    /// alone]
-    #[arg(long, value_name = "PHOTO|IDENTITY|cast:SEED", help_heading = "The person")]
+    /// A photo of the person, an identity saved by `sameface faces --save`, or a folder with pictures of one person. Several
+    /// are averaged; one that cannot be used is reported and left out. cast:SEED is a drawn character's portrait.
+    /// [default: nobody, a picture from the text alone]
+    #[arg(long, value_name = "PHOTO|IDENTITY|FOLDER|cast:SEED", help_heading = "The person")]
     pub(crate) face: Vec<PathBuf>,
 
     /// Which face of each photo, counted from 0, the largest first. [default: 0, the largest]

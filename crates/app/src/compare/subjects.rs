@@ -22,9 +22,6 @@ const AMONG: usize = 40;
 const OTHERS: usize = people::ALBUM - 1;
 /// More than are worth drawing for a measure.
 const MOST: usize = 10_000;
-/// Endings of pictures in a person's folder.
-const PICTURES: [&str; 6] = ["png", "jpg", "jpeg", "webp", "bmp", "gif"];
-
 /// A face that was asked for.
 pub(crate) struct Subject {
     pub(crate) name: String,
@@ -100,28 +97,8 @@ fn subject(face: &Path, drawn: &mut Drawn) -> Result<Subject, Fault> {
         let name = if seed.is_some() { face.display().to_string() } else { name };
         return Ok(Subject { name, given: drawn.file(face)?, seed, others: Vec::new() });
     }
-    let sentence = |why: String| Fault::Given(format!("--face {}: {why}", face.display()));
-    let entries = std::fs::read_dir(face).map_err(|e| sentence(format!("the folder could not be read: {e}")))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    files.sort();
-    let is_picture = |path: &PathBuf| {
-        // Systems put files of their own beside pictures, such as `._ada.jpg`.
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-        !hidden && path.is_file() && ending.is_some_and(|ending| PICTURES.contains(&&*ending))
-    };
-    let mut others: Vec<PathBuf> = files.iter().filter(|path| is_picture(path)).cloned().collect();
-    let identity = files.iter().find(|path| Identity::sniff(path)).cloned();
-    let given = match identity {
-        Some(identity) => identity,
-        None if others.is_empty() && files.iter().any(|path| path.is_dir()) => {
-            return Err(sentence("holds folders and no pictures; give each person's folder its own --face".into()));
-        }
-        None if others.is_empty() => {
-            return Err(sentence(format!("holds no pictures of a person ({})", PICTURES.join(", "))));
-        }
-        None => others.remove(0),
-    };
+    let mut others = people::pictures_of(face)?;
+    let given = others.remove(0);
     Ok(Subject { name, given, seed: None, others })
 }
 

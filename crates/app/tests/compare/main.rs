@@ -144,7 +144,10 @@ fn what_cannot_be_compared_is_refused_by_name() {
         (&[&good[..], &["--scales", "0.4,1,0.40"]].concat(), "--scales names 0.4 twice"),
         (&[&good[..], &["--face", &photo]].concat(), "face.png is given twice"),
         (&["--face", "cast:1000005", "--cast-faces", "2", "--prompt", "a", "-o", "out"], "cast:1000005 is given twice"),
-        (&["--face", "people", "--prompt", "a", "-o", "out"], "give each person's folder its own --face"),
+        (
+            &["--face", "people", "--prompt", "a", "-o", "out"],
+            "holds folders and no pictures; give a person's own folder",
+        ),
         (&[&good[..], &["--per-face", "0"]].concat(), "--per-face is 0"),
         (&[&good[..], &["--cast-faces", "99999999"]].concat(), "--cast-faces is 99999999"),
         (&[&good[..], &["--face", &photo, "--other", &photo]].concat(), "give each person a folder of pictures"),
