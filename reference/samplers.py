@@ -53,8 +53,10 @@ def network(x, t):
 
 
 def run(name, settings, steps, eta):
-    kind = name.removesuffix("_karras")
     settings = {**settings, "use_karras_sigmas": True} if name.endswith("_karras") else settings
+    kind = name.removesuffix("_karras")
+    settings = {**settings, "algorithm_type": "sde-dpmsolver++"} if kind.endswith("_sde") else settings
+    kind = kind.removesuffix("_sde")
     module = sys.modules[CLASSES[kind].__module__]
     module.torch, module.randn_tensor = torch, randn_tensor
     scheduler = CLASSES[kind].from_config(settings)
@@ -131,6 +133,8 @@ def rows():
     for name, steps in itertools.product(("euler", "dpmpp_2m", "unipc"), (1, 2, 3, 7, 21)):
         for extra in ({"timestep_spacing": "leading", "steps_offset": 1}, {"final_sigmas_type": "sigma_min"}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}):
             yield name, {**SDXL, "use_beta_sigmas": True, **extra}, steps
+    for name, steps in itertools.product(("dpmpp_2m_sde", "dpmpp_2m_sde_karras"), (1, 2, 5, 20)):
+        yield name, {**SDXL, "timestep_spacing": "leading", "steps_offset": 1}, steps
     yield "euler", {**SDXL, "use_beta_sigmas": True, "sigma_min": 0.05, "sigma_max": 10.0}, 6
     for eta in (0.3, 1.0):
         yield "ddim", {**SDXL, "clip_sample": False, "steps_offset": 1}, 5, eta

@@ -140,8 +140,10 @@ impl Plan {
             compute,
             note,
         };
-        // Settings that a sampler cannot work with are refused before anything is loaded.
-        plan.schedule()?;
+        // Settings that a sampler cannot work with are refused before anything is loaded. What the model's settings ask of
+        // it, such as Karras' levels, belongs to its name.
+        let sampler = plan.schedule()?.sampler();
+        (plan.sampler, plan.sampler_title) = (sampler.name(), sampler.title());
         if let Some(subject) = subject.filter(|_| request.wants_identity()) {
             plan.identity = Some(identity(request, stack, subject, (width, height))?);
         }

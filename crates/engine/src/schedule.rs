@@ -31,7 +31,7 @@ impl Schedule {
     /// # Errors
     /// A setting that is not supported, or a number of steps that the schedule cannot have, by name and value.
     pub fn new(config: &Value, sampler: Sampler, steps: usize) -> Result<Schedule> {
-        let settings = Settings::read(config, sampler.kind, sampler.karras)?;
+        let settings = Settings::read(config, sampler)?;
         let most = if sampler.kind == Kind::Lcm { settings.original_steps } else { settings.train_steps };
         if steps == 0 || steps > most {
             return Error::refused(format!("{steps} steps were asked for; {} takes 1 to {most}", sampler.name()));
@@ -44,11 +44,11 @@ impl Schedule {
                  they should grow from about 0.001 to about 0.02",
             );
         }
-        let sampler = Sampler { karras: settings.curve == Curve::Karras, ..sampler };
+        let sampler = Sampler { karras: settings.curve == Curve::Karras, sde: settings.solver.stochastic, ..sampler };
         Ok(Schedule { settings, sampler, timesteps, sigmas, alphas_cumprod, eta: 0.0 })
     }
 
-    /// Which sampler the steps are for; with Karras where the model's settings ask for that.
+    /// Which sampler the steps are for; with Karras and fresh noise where the model's settings ask for that.
     pub fn sampler(&self) -> Sampler {
         self.sampler
     }

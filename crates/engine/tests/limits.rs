@@ -107,3 +107,25 @@ fn sound_models_are_not_complained_about() {
     let (error, heard) = run(&single);
     assert!(error.is_none() && notes(&heard).is_empty(), "{error:?} {heard:?}");
 }
+
+#[test]
+fn what_the_models_settings_ask_of_a_sampler_belongs_to_its_name() {
+    let place = tempfile::tempdir().unwrap();
+    let mut request = request();
+    let scheduler = serde_json::json!({
+        "_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": true, "algorithm_type": "sde-dpmsolver++",
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    });
+    stack::with_scheduler(&request.models.base, &scheduler, place.path());
+    request.models.base = place.path().to_path_buf();
+    let mut made = |sampler: Option<&str>| {
+        request.sampler = sampler.map(str::to_string);
+        engine::generate(&request, &mut |_| ControlFlow::Continue(())).unwrap()
+    };
+    let (by_settings, by_name) = (made(None), made(Some("DPM++ 2M SDE Karras")));
+    assert_eq!(
+        (by_settings.plan.sampler, by_settings.plan.sampler_title),
+        ("dpmpp_2m_sde_karras", "DPM++ 2M SDE Karras")
+    );
+    assert_eq!(by_settings.pictures[0].rgb, by_name.pictures[0].rgb);
+}

@@ -105,6 +105,8 @@ fn names_of_other_programs_are_known() {
         ("DPM++ 2M", "dpmpp_2m"),
         ("DPM++ 2M Karras", "dpmpp_2m_karras"),
         ("dpmpp-2m", "dpmpp_2m"),
+        ("DPM++ 2M SDE Karras", "dpmpp_2m_sde_karras"),
+        ("dpmpp_2m_sde", "dpmpp_2m_sde"),
         ("DDIM", "ddim"),
         ("UniPC", "unipc"),
         ("uni_pc_bh2", "unipc"),
@@ -132,6 +134,9 @@ fn the_models_settings_choose_the_sampler() {
     let settings = json!({ "_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": true });
     let schedule = Schedule::new(&settings, Sampler::from_config(&settings).unwrap(), 5).unwrap();
     assert_eq!(schedule.sampler().title(), "DPM++ 2M Karras");
+    let settings = json!({ "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": true });
+    let schedule = Schedule::new(&settings, Sampler::from_name("dpmpp_2m").unwrap(), 5).unwrap();
+    assert_eq!(schedule.sampler().title(), "DPM++ 2M SDE Karras");
 }
 
 #[test]

@@ -35,8 +35,9 @@ pub(crate) struct PictureArgs {
     #[arg(long, value_name = "X", value_parser = finite, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) guidance: Option<f64>,
 
-    /// euler, euler_karras, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, unipc, unipc_karras or lcm. [default: the one in
-    /// the model's scheduler_config.json]
+    /// euler, euler_karras, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc,
+    /// unipc_karras or lcm; names of other programs are understood. [default: the one in the model's
+    /// scheduler_config.json]
     #[arg(long, value_name = "NAME", help_heading = "The picture")]
     pub(crate) sampler: Option<String>,
 }

@@ -42,13 +42,15 @@ impl Kind {
     }
 }
 
-/// A sampling method, with Karras' noise levels forced or left to the model's settings.
+/// A sampling method, with Karras' noise levels and fresh noise forced or left to the model's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampler {
     /// The method.
     pub kind: Kind,
     /// Force Karras' noise levels.
     pub karras: bool,
+    /// Force the stochastic form of DPM-Solver++.
+    pub sde: bool,
 }
 
 /// A name that the command line knows.
@@ -65,7 +67,11 @@ pub struct Entry {
 }
 
 const fn entry(name: &'static str, title: &'static str, kind: Kind, karras: bool, description: &'static str) -> Entry {
-    Entry { name, title, description, sampler: Sampler { kind, karras } }
+    Entry { name, title, description, sampler: Sampler { kind, karras, sde: false } }
+}
+
+const fn sde(entry: Entry) -> Entry {
+    Entry { sampler: Sampler { sde: true, ..entry.sampler }, ..entry }
 }
 
 /// All samplers, for `--help`.
@@ -76,6 +82,14 @@ pub const SAMPLERS: &[Entry] = &[
     entry("ddim", "DDIM", Kind::Ddim, false, "the classic; wants many steps"),
     entry("dpmpp_2m", "DPM++ 2M", Kind::Dpmpp2m, false, "second order; good from 20 steps"),
     entry("dpmpp_2m_karras", "DPM++ 2M Karras", Kind::Dpmpp2m, true, "dpmpp_2m, with more steps at little noise"),
+    sde(entry("dpmpp_2m_sde", "DPM++ 2M SDE", Kind::Dpmpp2m, false, "dpmpp_2m with fresh noise at each step")),
+    sde(entry(
+        "dpmpp_2m_sde_karras",
+        "DPM++ 2M SDE Karras",
+        Kind::Dpmpp2m,
+        true,
+        "dpmpp_2m_sde, with more steps at little noise",
+    )),
     entry("unipc", "UniPC", Kind::UniPc, false, "predictor and corrector; good from 10 steps"),
     entry("unipc_karras", "UniPC Karras", Kind::UniPc, true, "unipc, with more steps at little noise"),
     entry("lcm", "LCM", Kind::Lcm, false, "2 to 8 steps, for models or LoRAs made for it"),
@@ -99,6 +113,9 @@ const ALIASES: &[(&str, &str)] = &[
     ("kdpmpp2m", "dpmpp_2m"),
     ("kdpmpp2mka", "dpmpp_2m_karras"),
     ("sampledpmpp2m", "dpmpp_2m"),
+    ("sampledpmpp2msde", "dpmpp_2m_sde"),
+    ("dpm2msde", "dpmpp_2m_sde"),
+    ("dpm2msdekarras", "dpmpp_2m_sde_karras"),
     ("dpmsolver", "dpmpp_2m"),
     ("dpmsolverpp", "dpmpp_2m"),
     ("dpmpp2mkarras", "dpmpp_2m_karras"),

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use crate::samplers::Kind;
+use crate::samplers::{Kind, Sampler};
 use crate::{Error, Result};
 
 /// What the network's output stands for.
@@ -95,7 +95,8 @@ pub(crate) enum Betas {
 const MAX_TRAIN_STEPS: u64 = 100_000;
 
 impl Settings {
-    pub(crate) fn read(config: &Value, kind: Kind, karras: bool) -> Result<Settings> {
+    pub(crate) fn read(config: &Value, sampler: Sampler) -> Result<Settings> {
+        let Sampler { kind, karras, sde } = sampler;
         let keys = Keys(config);
         let multistep = matches!(kind, Kind::Dpmpp2m | Kind::UniPc);
         let clipping = matches!(kind, Kind::Ddim | Kind::Lcm);
@@ -164,7 +165,7 @@ impl Settings {
                 _ => train_steps,
             },
             timestep_scaling: keys.positive("timestep_scaling")?.unwrap_or(10.0),
-            solver: keys.solver(kind)?,
+            solver: keys.solver(kind, sde)?,
         })
     }
 }
@@ -276,7 +277,7 @@ impl Keys<'_> {
         Ok(chosen)
     }
 
-    fn solver(&self, kind: Kind) -> Result<Solver> {
+    fn solver(&self, kind: Kind, sde: bool) -> Result<Solver> {
         let mut solver = Solver {
             order: 2,
             stochastic: false,
@@ -298,11 +299,12 @@ impl Keys<'_> {
                 "midpoint",
                 &[("midpoint", false), ("heun", true), ("logrho", false), ("bh1", false), ("bh2", false)],
             )?;
-            solver.stochastic = self.one_of(
-                "algorithm_type",
-                "dpmsolver++",
-                &[("dpmsolver++", false), ("sde-dpmsolver++", true), ("deis", false)],
-            )?;
+            solver.stochastic = sde
+                || self.one_of(
+                    "algorithm_type",
+                    "dpmsolver++",
+                    &[("dpmsolver++", false), ("sde-dpmsolver++", true), ("deis", false)],
+                )?;
             solver.euler_at_final = self.flag("euler_at_final", false)?;
         } else {
             solver.bh1 = self.one_of(
