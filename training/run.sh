@@ -3,12 +3,13 @@
 # GPUs there are, and the *_END variables at which second after the start each stage ends. Stages start early, compile,
 # and wait for what they need from others; a checkpoint that is already there is used as it is. BASE_ON and IDENTITY_ON list
 # the GPUs of those stages, MORE people are drawn beside the first 24,000, and with STOP=base only A and base are trained.
+# FIRST is the first person's seed, for new people when going on from earlier checkpoints (B's people are 30001 to 50000).
 cd "$(dirname "$0")" || exit 1
 draw=$1
 export WORK=${WORK:-$PWD/.work} GPUS=${GPUS:-1} PYTHONUNBUFFERED=1 OMP_NUM_THREADS=4
 export TORCHINDUCTOR_CACHE_DIR=${CACHE:-$WORK/cache}/inductor TRITON_CACHE_DIR=${CACHE:-$WORK/cache}/triton NCCL_NVLS_ENABLE=0 TORCHINDUCTOR_COMPILE_THREADS=${THREADS:-16}
 mkdir -p "$WORK"
-few=${FEW:-5000} many=${MANY:-19000} judge=${JUDGE:-20000} more=${MORE:-0}
+few=${FEW:-5000} many=${MANY:-19000} judge=${JUDGE:-20000} more=${MORE:-0} first=${FIRST:-1}
 export SETS="train0=${few}x8 train1=${many}x8 train2=${judge}x12 train3=${more}x8"
 people=train0,train1$([ "$more" -gt 0 ] && echo ,train3)
 everywhere=$(seq -s ' ' 0 $((GPUS - 1)))
@@ -39,9 +40,9 @@ stage() { # stage NAME FILE command...: unless FILE is there already
 # Everything waits for the autoencoder: it compiles alone with the detector, whose pictures are drawn first.
 stage vae vae on 0 vae.py "$(at ${VAE_END:-400})" train0
 stage detector detector on 1 faces.py detector "$(at ${DETECTOR_END:-105})" train0
-(set_of test 240 1000001 8 --held-out; set_of train0 "$few" 1 8; python3 base.py words train0; say drawn the first
- set_of val 60 1010001 8 --held-out; set_of train1 "$many" $((few + 1)) 8; say drawn the second
- [ "$more" -gt 0 ] && set_of train3 "$more" 60001 8
+(set_of test 240 1000001 8 --held-out; set_of train0 "$few" "$first" 8; python3 base.py words train0; say drawn the first
+ set_of val 60 1010001 8 --held-out; set_of train1 "$many" $((first + few)) 8; say drawn the second
+ [ "$more" -gt 0 ] && set_of train3 "$more" 90001 8
  need B && set_of train2 "$judge" 30001 12; say drawn all) &
 after vae.compiled 70
 say autoencoder compiled
