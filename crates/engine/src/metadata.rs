@@ -171,21 +171,33 @@ pub fn drawn(path: &std::path::Path) -> Option<serde_json::Value> {
     texts.into_iter().find(|(key, _)| key == DRAWN).and_then(|(_, text)| serde_json::from_str(&text).ok())
 }
 
+/// Bytes that all compressed texts of a picture may have together: a megabyte of zeros takes a thousand to write.
+const MOST_TEXT: usize = 8 << 20;
+
 /// The texts of a PNG file that stand before its picture data, by key.
 ///
 /// # Errors
-/// Bytes that are no PNG file.
+/// Bytes that are no PNG file, or texts that would fill memory.
 pub fn read_texts(bytes: &[u8]) -> Result<Vec<(String, String)>> {
     let refuse = |e: png::DecodingError| Error::Refused(format!("the file is no readable PNG: {e}"));
     let reader = png::Decoder::new(Cursor::new(bytes)).read_info().map_err(refuse)?;
     let info = reader.info();
     let mut texts: Vec<(String, String)> =
         info.uncompressed_latin1_text.iter().map(|t| (t.keyword.clone(), t.text.clone())).collect();
+    let mut left = MOST_TEXT;
     for chunk in &info.compressed_latin1_text {
-        texts.push((chunk.keyword.clone(), chunk.get_text().map_err(refuse)?));
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(left).map_err(refuse)?;
+        let text = chunk.get_text().map_err(refuse)?;
+        left = left.saturating_sub(text.len());
+        texts.push((chunk.keyword, text));
     }
     for chunk in &info.utf8_text {
-        texts.push((chunk.keyword.clone(), chunk.get_text().map_err(refuse)?));
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(left).map_err(refuse)?;
+        let text = chunk.get_text().map_err(refuse)?;
+        left = left.saturating_sub(text.len());
+        texts.push((chunk.keyword, text));
     }
     Ok(texts)
 }

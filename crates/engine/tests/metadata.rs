@@ -73,6 +73,27 @@ fn impossible_pictures_are_refused() {
     assert!(read_texts(b"no picture").is_err());
 }
 
+/// A text that grows a thousandfold, once and in many pieces.
+#[test]
+fn texts_that_would_fill_memory_are_refused() {
+    let with = |count: usize, length: usize| {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+        encoder.set_color(png::ColorType::Rgb);
+        for i in 0..count {
+            encoder.add_ztxt_chunk(format!("k{i}"), "a".repeat(length)).unwrap();
+        }
+        encoder.write_header().unwrap().write_image_data(&[0; 3]).unwrap();
+        bytes
+    };
+    assert_eq!(read_texts(&with(3, 100_000)).unwrap().len(), 3);
+    for (count, length) in [(1, 64 << 20), (40, 1 << 20)] {
+        let bomb = with(count, length);
+        assert!(bomb.len() < 1 << 20, "{}", bomb.len());
+        assert!(read_texts(&bomb).unwrap_err().to_string().contains("no readable PNG"));
+    }
+}
+
 proptest! {
     #[test]
     fn fields_come_back(values in prop::collection::vec("\\PC{1,40}", 3..6), prompt in "[a-z(),\\[\\]]{0,40}") {
