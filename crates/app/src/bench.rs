@@ -69,6 +69,7 @@ fn faces(args: &FaceBenchArgs) -> Result<Measured, Fault> {
         precision: Precision::F32,
         runs: args.runs.unwrap_or(RUNS).into(),
         memory: memory::available(),
+        profile: false,
         page_faults: memory::page_faults,
     };
     Ok(bench::faces(&folder, &photo, &request)?)
@@ -104,6 +105,7 @@ fn request(args: &RunArgs, size: Option<SizeArg>) -> BenchRequest {
         precision: precision(args.precision),
         runs: args.runs.unwrap_or(RUNS).into(),
         memory: memory::available(),
+        profile: args.profile,
         page_faults: memory::page_faults,
     }
 }
@@ -124,6 +126,9 @@ fn tell(json: bool, measured: &Measured) -> Result<(), Fault> {
         said("device"),
         said("threads")
     ))?;
+    if let Some(why) = measured.setting.get("not_recorded").and_then(serde_json::Value::as_str) {
+        output::line(&format!("steps are not replayed from a record: {why}"))?;
+    }
     for time in &measured.times {
         // Three digits of what is short, none behind the point of what is long.
         let digits = if time.ms < 100.0 { 1 } else { 0 };
@@ -141,5 +146,27 @@ fn tell(json: bool, measured: &Measured) -> Result<(), Fault> {
     if let Some(faults) = measured.page_faults {
         output::line(&format!("{:36}{faults:12} in a run", "page faults"))?;
     }
-    output::line(&format!("{:36}{peak:12.0} MB", "peak memory"))
+    output::line(&format!("{:36}{peak:12.0} MB", "peak memory"))?;
+    operators(measured)
+}
+
+/// A line for each kind of work, the longest first.
+fn operators(measured: &Measured) -> Result<(), Fault> {
+    let total: f64 = measured.operators.iter().map(|spent| spent.ms).sum();
+    if total > 0.0 {
+        let launches: usize = measured.operators.iter().map(|spent| spent.launches).sum();
+        output::line(&format!("{:72}{launches:6} {total:9.3} ms", "all operators"))?;
+    }
+    for spent in &measured.operators {
+        let per_s = |count: u64, unit: f64| count as f64 / spent.ms * 1e3 / unit;
+        output::line(&format!(
+            "{:72}{:6} {:9.3} ms {:7.1} TFLOP/s {:7.0} GB/s",
+            spent.work,
+            spent.launches,
+            spent.ms,
+            per_s(spent.flop, 1e12),
+            per_s(spent.bytes, 1e9)
+        ))?;
+    }
+    Ok(())
 }

@@ -19,11 +19,19 @@ enum State {
         recording: Recording,
         result: Tensor,
     },
-    /// Cannot be recorded.
-    Plain,
+    /// Not recorded: on the CPU, or for the reason given.
+    Plain(Option<String>),
 }
 
 impl Repeated {
+    /// Why the work is not replayed from a record, for measuring; none where it is, and before its second time.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        match &self.0 {
+            State::Plain(why) => Some(why.clone().unwrap_or_else(|| "the CPU needs none".into())),
+            _ => None,
+        }
+    }
+
     /// The result of `work` on `inputs`. It lives until the next call, which may write to its memory.
     pub(crate) fn call(
         &mut self,
@@ -32,7 +40,7 @@ impl Repeated {
         work: impl Fn(&[Tensor]) -> Result<Tensor>,
     ) -> Result<Tensor> {
         if let State::Warm = self.0 {
-            self.0 = record(device, inputs, &work)?.unwrap_or(State::Plain);
+            self.0 = record(device, inputs, &work)?;
         }
         if let State::Recorded { inputs: own, recording, result } = &self.0
             && own.iter().map(Tensor::shape).eq(inputs.iter().map(|x| x.shape()))
@@ -44,21 +52,23 @@ impl Repeated {
             return Ok(result.clone());
         }
         if let State::New = self.0 {
-            self.0 = if device == Device::Cpu { State::Plain } else { State::Warm };
+            self.0 = if device == Device::Cpu { State::Plain(None) } else { State::Warm };
         }
         work(&inputs.iter().map(|x| (*x).clone()).collect::<Vec<_>>())
     }
 }
 
-/// Records the work on inputs of its own; none where it cannot be recorded.
-fn record(device: Device, inputs: &[&Tensor], work: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<Option<State>> {
+/// Records the work on inputs of its own, where it can be recorded.
+fn record(device: Device, inputs: &[&Tensor], work: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<State> {
     let own = inputs.iter().map(|x| Tensor::zeros(&device, x.dtype(), x.shape()));
     let own = own.collect::<tensor::Result<Vec<_>>>()?;
-    match Recording::new::<Error>(&device, || Ok(vec![work(&own)?])) {
-        Ok(Some((recording, results))) => {
-            Ok(results.into_iter().next().map(|result| State::Recorded { inputs: own, recording, result }))
-        }
+    Ok(match Recording::new::<Error>(&device, || Ok(vec![work(&own)?])) {
+        Ok(Some((recording, results))) => match results.into_iter().next() {
+            Some(result) => State::Recorded { inputs: own, recording, result },
+            None => State::Plain(None),
+        },
+        Ok(None) => State::Plain(None),
         // Whatever is wrong with the work itself shows when it is done without a record.
-        Ok(None) | Err(_) => Ok(None),
-    }
+        Err(why) => State::Plain(Some(why.to_string())),
+    })
 }

@@ -19,10 +19,10 @@ mod recording;
 mod storage;
 mod tensor;
 
-pub use cuda::set_kernel_cache;
+pub use cuda::{Spent, set_kernel_cache};
 pub use device::{Device, set_threads, threads};
 pub use error::{Error, Result};
-pub use meter::{flop_count, measure_peak, measure_peak_of};
+pub use meter::{begin_profile, end_profile, flop_count, measure_peak, measure_peak_of};
 pub use recording::Recording;
 pub use storage::{MemoryUse, memory_use, memory_use_of, trim, trim_above};
 pub use tensor::{DType, Tensor};

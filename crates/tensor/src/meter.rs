@@ -3,8 +3,9 @@
 use crate::cpu::amx;
 use crate::cpu::gemm::Product;
 use crate::cpu::micro::{MR, NR};
+use crate::cuda::{self, Spent};
 use crate::tensor::by_dtype;
-use crate::{DType, Device, Result, cuda};
+use crate::{DType, Device, Result};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -79,4 +80,27 @@ fn peak_of<T: Product>() -> f64 {
         flop * rounds as f64 / begin.elapsed().as_secs_f64()
     };
     (0..5).map(|_| measure()).fold(0.0, f64::max)
+}
+
+/// Begins to watch what each launch on a GPU takes; nothing on the CPU. Launches that are replayed from a
+/// [`crate::Recording`] are not seen.
+///
+/// # Errors
+/// A device that cannot be used.
+pub fn begin_profile(device: &Device) -> Result<()> {
+    match *device {
+        Device::Cpu => Ok(()),
+        Device::Cuda(n) => cuda::begin_profile(n),
+    }
+}
+
+/// Ends what [`begin_profile`] began: what was launched since then and took how long, the longest first.
+///
+/// # Errors
+/// What the device says about work that failed.
+pub fn end_profile(device: &Device) -> Result<Vec<Spent>> {
+    match *device {
+        Device::Cpu => Ok(Vec::new()),
+        Device::Cuda(n) => cuda::end_profile(n),
+    }
 }

@@ -46,6 +46,10 @@ pub(crate) struct RunArgs {
     #[arg(long, alias = "repeat", value_name = "N", value_parser = repeats, allow_negative_numbers = true)]
     pub(crate) runs: Option<u16>,
 
+    /// Tells what each operator of a step or of the decoder takes, on a GPU.
+    #[arg(long)]
+    pub(crate) profile: bool,
+
     /// Prints one object on stdout: times in milliseconds, "tflop_per_s", "share_of_peak", "peak_memory_mb".
     #[arg(long)]
     pub(crate) json: bool,

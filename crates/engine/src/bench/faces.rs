@@ -40,6 +40,7 @@ pub fn faces(folder: &Path, photo: &Photo, request: &BenchRequest) -> Result<Mea
             Time { key: "load_ms", label: "opening the files", ms: load_ms },
         ],
         rate: rate(2 * (detector + recogniser), ms, compute)?,
+        operators: Vec::new(),
         page_faults: detect.page_faults.zip(embed.page_faults).map(|(a, b)| a + b),
         tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })

@@ -60,6 +60,7 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
             time("step_ms", "later steps", runs.median_ms),
         ],
         rate: rate(runs.flop, runs.median_ms, compute)?,
+        operators: Vec::new(),
         page_faults: runs.page_faults,
         tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })

@@ -20,7 +20,7 @@ use crate::{DeviceChoice, Error, Precision, Result};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::Instant;
-use tensor::{DType, Device, Tensor};
+use tensor::{DType, Device, Spent, Tensor};
 
 /// What to measure, and with what.
 #[derive(Clone, Copy)]
@@ -35,6 +35,8 @@ pub struct BenchRequest {
     pub runs: usize,
     /// Bytes that can be had, where the system tells: what cannot fit is refused before it is taken.
     pub memory: Option<u64>,
+    /// Whether to tell what each operator takes, on a GPU.
+    pub profile: bool,
     /// How many pages the system has had to bring into this process's memory so far, where it tells.
     pub page_faults: fn() -> Option<u64>,
 }
@@ -76,6 +78,8 @@ pub struct Measured {
     pub rate: Rate,
     /// Pages that a run had to be given by the system, the median; none where the system does not tell.
     pub page_faults: Option<u64>,
+    /// What took how long in a run on a GPU, the longest first, where that was asked for.
+    pub operators: Vec<Spent>,
     /// Most memory held by tensors at once, in 10^6 bytes.
     pub tensor_peak_mb: f64,
 }
@@ -87,6 +91,13 @@ impl Measured {
         all.extend(self.times.iter().map(|time| (time.key.to_string(), json!(time.ms))));
         if let Value::Object(rate) = json!(self.rate) {
             all.extend(rate);
+        }
+        let operators = self.operators.iter().map(|spent| {
+            let Spent { work, launches, ms, flop, bytes } = spent;
+            json!({"work": work, "launches": launches, "ms": ms, "flop": flop, "bytes": bytes})
+        });
+        if !self.operators.is_empty() {
+            all.insert("operators".into(), operators.collect());
         }
         all.insert("page_faults".into(), json!(self.page_faults));
         all.insert("tensor_peak_mb".into(), json!(self.tensor_peak_mb));
@@ -121,6 +132,20 @@ impl BenchRequest {
         faults.sort_unstable();
         let page_faults = faults.get(faults.len() / 2).copied();
         Ok(Runs { first_ms, median_ms: times[times.len() / 2], flop, page_faults })
+    }
+
+    /// What the operators of the work take, which must not be recorded; nothing on the CPU or where nobody asked.
+    fn operators(&self, device: Device, work: impl Fn() -> Result<()>) -> Result<Vec<Spent>> {
+        if !self.profile || device == Device::Cpu {
+            return Ok(Vec::new());
+        }
+        // Asked for ahead of the watched one, so that the GPU never waits for a launch.
+        for _ in 0..3 {
+            work()?;
+        }
+        tensor::begin_profile(&device)?;
+        work()?;
+        Ok(tensor::end_profile(&device)?)
     }
 
     /// Device and numbers; `parameters` decide where nothing was said.

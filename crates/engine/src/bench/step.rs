@@ -5,8 +5,9 @@ use crate::plan::Compute;
 use crate::repeat::Repeated;
 use crate::{Result, memory};
 use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
+use serde_json::json;
 use std::sync::{Mutex, PoisonError};
-use tensor::{Tensor, ops};
+use tensor::{Device, Tensor, ops};
 use weights::Weights;
 
 /// Identity tokens of InstantID.
@@ -39,15 +40,22 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let inputs = Inputs::new(shapes, size, compute)?;
     let (context_ms, contexts) = timed(|| inputs.contexts(nets))?;
     let runs = request.repeat(compute.device, || inputs.step(nets, &contexts).map(|_| ()))?;
+    let operators = request.operators(compute.device, || inputs.plain(nets, &contexts).map(|_| ()))?;
+    let mut setting = request.setting(&shapes.name, Some(size), compute);
+    setting.insert("recorded".into(), json!(inputs.obstacle().is_none()));
+    if let Some(why) = inputs.obstacle().filter(|_| compute.device != Device::Cpu) {
+        setting.insert("not_recorded".into(), json!(why));
+    }
     Ok(Measured {
         title: format!("a denoising step of {}, {}x{}", shapes.name, size.0, size.1),
-        setting: request.setting(&shapes.name, Some(size), compute),
+        setting,
         times: vec![
             Time { key: "step_ms", label: "step", ms: runs.median_ms },
             Time { key: "first_step_ms", label: "first step, with what is done once", ms: context_ms + runs.first_ms },
             Time { key: "load_ms", label: "making the networks", ms: load_ms },
         ],
         rate: rate(runs.flop, runs.median_ms, compute)?,
+        operators,
         page_faults: runs.page_faults,
         tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })
@@ -102,25 +110,39 @@ impl Inputs {
     }
 
     /// A step as a generation does it: always of the same networks and contexts.
-    pub(super) fn step(&self, (unet, net): Nets, (context, beside): &Contexts) -> Result<Tensor> {
-        let beside = net.zip(beside.as_ref());
-        let mut embedded = vec![unet.time(500.0, context)?];
-        if let Some((net, context)) = beside {
-            embedded.push(net.time(500.0, context)?);
-        }
+    pub(super) fn step(&self, nets: Nets, contexts: &Contexts) -> Result<Tensor> {
+        let embedded = embed(nets, contexts)?;
         let inputs: Vec<&Tensor> = std::iter::once(&self.latent).chain(&embedded).collect();
-        let out = self.repeated.lock().unwrap_or_else(PoisonError::into_inner).call(
-            *self.latent.device(),
-            &inputs,
-            |inputs| {
-                let at = |(net, context): (&ControlNet, &ControlNetContext)| {
-                    net.forward_at(&inputs[0], &inputs[2], context, 0.8)
-                };
-                let residuals = beside.map(at).transpose()?;
-                Ok(unet.forward_at(&inputs[0], &inputs[1], context, 0.8, residuals.as_ref())?)
-            },
-        )?;
+        let mut repeated = self.repeated.lock().unwrap_or_else(PoisonError::into_inner);
+        let out = repeated.call(*self.latent.device(), &inputs, |inputs| predict(nets, contexts, inputs))?;
         let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
         Ok(ops::combine(&[(-4.0, &negative), (5.0, &positive)])?)
     }
+
+    /// Why steps are not replayed from a record.
+    fn obstacle(&self) -> Option<String> {
+        self.repeated.lock().unwrap_or_else(PoisonError::into_inner).obstacle()
+    }
+
+    /// The networks' part of a step, never recorded.
+    fn plain(&self, nets: Nets, contexts: &Contexts) -> Result<Tensor> {
+        let inputs: Vec<Tensor> = std::iter::once(self.latent.clone()).chain(embed(nets, contexts)?).collect();
+        predict(nets, contexts, &inputs)
+    }
+}
+
+/// What the networks are told of the time: the UNet, then IdentityNet.
+fn embed((unet, net): Nets, (context, beside): &Contexts) -> Result<Vec<Tensor>> {
+    let mut embedded = vec![unet.time(500.0, context)?];
+    if let Some((net, context)) = net.zip(beside.as_ref()) {
+        embedded.push(net.time(500.0, context)?);
+    }
+    Ok(embedded)
+}
+
+/// What the networks make of a latent and what [`embed`] gave.
+fn predict((unet, net): Nets, (context, beside): &Contexts, inputs: &[Tensor]) -> Result<Tensor> {
+    let at = |(net, context): (&ControlNet, &ControlNetContext)| net.forward_at(&inputs[0], &inputs[2], context, 0.8);
+    let residuals = net.zip(beside.as_ref()).map(at).transpose()?;
+    Ok(unet.forward_at(&inputs[0], &inputs[1], context, 0.8, residuals.as_ref())?)
 }

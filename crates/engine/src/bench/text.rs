@@ -39,6 +39,7 @@ pub fn text(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
             Time { key: "load_ms", label: "making the networks", ms: load_ms },
         ],
         rate: rate(runs.flop, runs.median_ms, compute)?,
+        operators: Vec::new(),
         page_faults: runs.page_faults,
         tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })

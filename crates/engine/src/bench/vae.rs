@@ -25,6 +25,7 @@ pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let [w, h] = [size.0, size.1].map(|side| side as usize / shapes.vae.zoom());
     let latent = values(&compute.device, &[1, h, w, shapes.vae.latent_channels])?;
     let runs = request.repeat(compute.device, || decode_latent(&vae, &latent).map(|_| ()))?;
+    let operators = request.operators(compute.device, || decode_latent(&vae, &latent).map(|_| ()))?;
     Ok(Measured {
         title: format!("decoding with the VAE of {}, {}x{}", shapes.name, size.0, size.1),
         setting: request.setting(&shapes.name, Some(size), compute),
@@ -34,6 +35,7 @@ pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
             Time { key: "load_ms", label: "making the network", ms: load_ms },
         ],
         rate: rate(runs.flop, runs.median_ms, compute)?,
+        operators,
         page_faults: runs.page_faults,
         tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })

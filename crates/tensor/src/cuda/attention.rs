@@ -2,6 +2,7 @@
 
 use super::kernels::Family;
 use super::linear::{Matrix, Product};
+use super::profile::Work;
 use super::{fresh, place};
 use crate::cpu::attention::Columns;
 use crate::{DType, Error, Result, Tensor};
@@ -89,6 +90,11 @@ pub(crate) fn forward(
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
     let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);
     let (causal, weight) = (i32::from(causal), second.map_or(0.0, |(_, weight)| weight));
+    gpu.note("attention", || {
+        let branches = if second.is_some() { "two branches" } else { "one branch" };
+        let name = format!("attention {b}x{n} over {keys}, {heads} heads of {d}, {branches}");
+        Work { flop: 4 * (b * n * keys * width) as u64, ..Work::over(name, 2 * b * (n + keys) * width, dtype) }
+    });
     // SAFETY: the sizes are the tensors' own, which the caller compared with each other.
     unsafe {
         gpu.launch(

@@ -4,6 +4,7 @@ use super::elementwise::{Finish, code, finish, optional};
 use super::gpu::{Gpu, lock, records};
 use super::kernels::Family;
 use super::linear::Layer;
+use super::profile::Work;
 use super::{fresh, libraries, linear, place, shape};
 use crate::ops::{Activation, ConvOptions, Fused};
 use crate::{DType, Result, Tensor};
@@ -119,6 +120,19 @@ struct Key {
     stride: usize,
     padding: [usize; 2],
     dtype: DType,
+}
+
+impl Key {
+    fn work(&self, more: &str) -> Work {
+        let Key { b, h, w, c, n, kernel: [kh, kw], out, stride, dtype, .. } = *self;
+        let pixels = b * out[0] * out[1];
+        let outputs = pixels * n * (1 + usize::from(more.contains("residual")));
+        Work {
+            name: format!("conv {kh}x{kw} {b}x{h}x{w}x{c} -> {n} / {stride}{more}, {dtype}"),
+            flop: 2 * (pixels * kh * kw * c * n) as u64,
+            bytes: ((b * h * w * c + kh * kw * c * n + outputs) * dtype.bytes()) as u64,
+        }
+    }
 }
 
 /// What of a convolution was done.
@@ -303,7 +317,7 @@ impl Gpu {
             let (bias, residual) = (place(bias)?.1, residual.map(place).transpose()?.map(|(_, at)| at));
             // SAFETY: the descriptions were made from these tensors' sizes, which the caller compared, and the
             // workspace has the size asked for; with a factor of zero the residual is not read.
-            let status = unsafe {
+            let launch = || unsafe {
                 dnn::cudnnConvolutionBiasActivationForward(
                     handle,
                     one,
@@ -325,7 +339,8 @@ impl Gpu {
                     to as *mut c_void,
                 )
             };
-            if ok(status).is_some() {
+            if ok(self.watch(|| key.work(if residual.is_some() { " + residual" } else { " + bias" }), launch)).is_some()
+            {
                 return Ok(Done::Whole);
             }
             if records() {
@@ -334,7 +349,7 @@ impl Gpu {
             plan.fuses = false;
         }
         // SAFETY: as above.
-        let status = unsafe {
+        let launch = || unsafe {
             dnn::cudnnConvolutionForward(
                 handle,
                 one,
@@ -351,7 +366,7 @@ impl Gpu {
                 to as *mut c_void,
             )
         };
-        if ok(status).is_none() {
+        if ok(self.watch(|| key.work(""), launch)).is_none() {
             // A record may be what it refuses, which says nothing about later.
             if records() {
                 return Err(self.failed("recording", "cuDNN refused a convolution"));

@@ -2,6 +2,7 @@
 
 use super::gpu::Gpu;
 use super::kernels::Family;
+use super::profile::Work;
 use super::{fresh, place};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
@@ -116,6 +117,7 @@ pub(crate) fn geglu(both: &Tensor) -> Result<Tensor> {
     }
     let (out, to) = fresh(gpu, both.dtype(), &shape)?;
     let kernel = gpu.kernel(Family::Elementwise, "geglu", both.dtype())?;
+    gpu.note("geglu", || Work::over(format!("geglu {:?}", both.shape()), 3 * out.len(), out.dtype()));
     let (rows, width) = ((out.len() / width.max(1)) as i64, width as i32);
     // SAFETY: the input holds two numbers for each of the output's.
     unsafe { gpu.launch("geglu", kernel, blocks(gpu, packed(&out)), THREADS, 0, &[&from, &to, &rows, &width])? };
@@ -148,6 +150,8 @@ pub(super) fn finish(y: &Tensor, finish: &Finish) -> Result<()> {
     let rows = add.map_or(1, |(_, rows)| rows) as i64;
     let add = optional(add.map(|(x, _)| x))?;
     let kernel = gpu.kernel(Family::Elementwise, "finish", y.dtype())?;
+    let operands = 2 + usize::from(residual != 0);
+    gpu.note("epilogue", || Work::over(format!("epilogue {:?}", y.shape()), operands * y.len(), y.dtype()));
     let (n, width, which) = (y.len() as i64, y.last_dim() as i32, code(*activation));
     // SAFETY: bias holds `width` numbers in f32, residual as many as y, add a row for each `rows` rows, as callers checked.
     unsafe {

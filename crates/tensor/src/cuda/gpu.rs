@@ -3,6 +3,7 @@
 use super::kernels::Kernels;
 use super::linear::Blas;
 use super::memory::Pool;
+use super::profile::Profile;
 use super::{conv::Dnn, libraries};
 use crate::{Device, Error, Result};
 use cudarc::driver::sys;
@@ -24,6 +25,7 @@ pub(crate) struct Gpu {
     /// Held for writing while a thread records: what others asked for would become part of the record.
     turns: RwLock<()>,
     pub(super) kernels: Kernels,
+    pub(super) profile: Profile,
     /// cuBLASLt and cuDNN, where they are found.
     pub(super) blas: Option<Mutex<Blas>>,
     pub(super) dnn: Option<Mutex<Dnn>>,
@@ -174,6 +176,7 @@ impl Gpu {
             pool: Mutex::default(),
             turns: RwLock::default(),
             kernels: Kernels::default(),
+            profile: Profile::default(),
             blas: Blas::open(stream).map(Mutex::new),
             dnn: Dnn::open(stream).map(Mutex::new),
         })
@@ -267,22 +270,25 @@ impl Gpu {
         }
         let [x, y, z] = grid;
         let _turn = self.turn();
-        // SAFETY: the caller vouches for the arguments, which the driver copies before it returns.
-        let result = unsafe {
-            sys::cuLaunchKernel(
-                kernel,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                self.stream,
-                addresses.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        let launch = || {
+            // SAFETY: the caller vouches for the arguments, which the driver copies before it returns.
+            unsafe {
+                sys::cuLaunchKernel(
+                    kernel,
+                    x,
+                    y,
+                    z,
+                    threads,
+                    1,
+                    1,
+                    shared,
+                    self.stream,
+                    addresses.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            }
         };
+        let result = self.watch(|| self.said(doing, grid), launch);
         self.check(doing, result)
     }
 }

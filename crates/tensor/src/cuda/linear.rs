@@ -2,6 +2,7 @@
 
 use super::elementwise::{Finish, finish, geglu};
 use super::gpu::{Gpu, lock, records};
+use super::profile::Work;
 use super::{conv, fresh, libraries, place};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
@@ -110,6 +111,18 @@ pub(super) struct Product {
 }
 
 impl Product {
+    fn work(&self) -> Work {
+        let Product { rows, depth, columns, .. } = *self;
+        let said = |is: bool, text| if is { text } else { "" };
+        let more = [said(self.bias.is_some(), " + bias"), said(self.residual.is_some(), " + residual")].concat();
+        let outputs = rows * columns * (1 + usize::from(self.residual.is_some()));
+        Work {
+            name: format!("linear {rows}x{depth} -> {columns}{more}, {}", self.dtype),
+            flop: 2 * (rows * depth * columns) as u64,
+            bytes: ((rows * depth + depth * columns) * self.dtype.bytes() + outputs * self.out_dtype.bytes()) as u64,
+        }
+    }
+
     fn key(&self) -> Key {
         let all = self.x.at | self.w.at | self.out.at | self.bias.unwrap_or(0) | self.residual.unwrap_or(0);
         Key {
@@ -297,25 +310,31 @@ impl Gpu {
                 attribute(at, |value, size| lt::cublasLtMatmulDescSetAttribute(plan.description, what, value, size))
                     .is_some()
             });
-            told && ok(lt::cublasLtMatmul(
-                blas.handle,
-                plan.description,
-                (&raw const product.alpha).cast(),
-                product.w.at as *const c_void,
-                plan.weight,
-                product.x.at as *const c_void,
-                plan.input,
-                (&raw const beta).cast(),
-                product.residual.unwrap_or(product.out.at) as *const c_void,
-                plan.output,
-                product.out.at as *mut c_void,
-                plan.output,
-                &plan.algorithm,
-                blas.workspace as *mut c_void,
-                WORKSPACE,
-                blas.stream,
-            ))
-            .is_some()
+            told && self
+                .watch(
+                    || product.work(),
+                    || {
+                        ok(lt::cublasLtMatmul(
+                            blas.handle,
+                            plan.description,
+                            (&raw const product.alpha).cast(),
+                            product.w.at as *const c_void,
+                            plan.weight,
+                            product.x.at as *const c_void,
+                            plan.input,
+                            (&raw const beta).cast(),
+                            product.residual.unwrap_or(product.out.at) as *const c_void,
+                            plan.output,
+                            product.out.at as *mut c_void,
+                            plan.output,
+                            &plan.algorithm,
+                            blas.workspace as *mut c_void,
+                            WORKSPACE,
+                            blas.stream,
+                        ))
+                    },
+                )
+                .is_some()
         };
         if !done {
             // A record may be what it refuses, which says nothing about later.

@@ -16,6 +16,7 @@ pub(crate) mod linear;
 mod memory;
 pub(crate) mod norm;
 mod peak;
+mod profile;
 mod recording;
 pub(crate) mod shape;
 pub(crate) mod transfer;
@@ -24,6 +25,8 @@ pub(crate) use gpu::{Gpu, count, gpu};
 pub use kernels::set_kernel_cache;
 pub(crate) use memory::Buffer;
 pub(crate) use peak::measure_peak;
+pub use profile::Spent;
+pub(crate) use profile::{begin as begin_profile, end as end_profile};
 pub(crate) use recording::{Recording, record};
 
 use crate::{DType, Result, Tensor};

@@ -2,6 +2,7 @@
 
 use super::elementwise::{blocks, code, optional};
 use super::kernels::Family;
+use super::profile::Work;
 use super::{fresh, place};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
@@ -33,6 +34,7 @@ pub(crate) fn group_norm(
     let (partial, sums) = fresh(gpu, DType::F32, &[b, chunks, 2, c])?;
     let (gains, gain) = fresh(gpu, DType::F32, &[b, 2, c])?;
     let (out, to) = fresh(gpu, dtype, x.shape())?;
+    gpu.note("group_norm", || Work::over(format!("group norm {:?} {dtype}", x.shape()), 3 * x.len(), dtype));
     let wide = c.is_multiple_of(16 / dtype.bytes()) && from % 16 == 0;
     let name = if wide { "group_sums_wide" } else { "group_sums_narrow" };
     let kernels = (
@@ -81,6 +83,7 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps
     let (out, to) = fresh(gpu, x.dtype(), x.shape())?;
     let kernel = gpu.kernel(Family::Norm, "layer_norm", x.dtype())?;
     let rows = x.len() / x.last_dim();
+    gpu.note("layer_norm", || Work::over(format!("layer norm {rows}x{}", x.last_dim()), 2 * x.len(), x.dtype()));
     let (count, c) = (rows as i64, x.last_dim() as i32);
     // SAFETY: the sizes are the tensors' own; a block has eight rows.
     unsafe {

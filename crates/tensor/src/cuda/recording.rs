@@ -1,6 +1,6 @@
 //! CUDA graphs: what was asked of a GPU once, asked again as a whole.
 
-use super::gpu::{Gpu, lock};
+use super::gpu::{Gpu, Turn, lock};
 use super::memory::Blocks;
 use crate::Result;
 use cudarc::driver::sys;
@@ -16,39 +16,75 @@ pub(crate) struct Recording {
 // SAFETY: the graph is launched on the GPU's one stream, from whichever thread; nothing else touches the handle.
 unsafe impl Send for Recording {}
 
+/// A capture of the GPU's stream that has begun, and the memory set apart for it. Dropped before [`Capture::end`], by an
+/// error or a panic, it leaves the stream and the pool as they were.
+struct Capture<'a> {
+    gpu: &'static Gpu,
+    open: bool,
+    _turn: Turn<'a>,
+}
+
+impl Capture<'_> {
+    fn begin(gpu: &'static Gpu) -> Result<Capture<'static>> {
+        gpu.bind()?;
+        let turn = gpu.turn_to_record()?;
+        lock(&gpu.pool).set_apart();
+        let mut capture = Capture { gpu, open: false, _turn: turn };
+        let relaxed = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as the process.
+        gpu.check("starting a recording", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), relaxed) })?;
+        capture.open = true;
+        Ok(capture)
+    }
+
+    /// Ends the capture: what can be launched, and the memory that it works in.
+    fn end(mut self) -> Result<Recording> {
+        let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
+        self.open = false;
+        // SAFETY: ends what `begin` started; the results go to places of their types, and the graph is destroyed once,
+        // after what is launched was made of it.
+        let made = unsafe {
+            let ended = sys::cuStreamEndCapture(self.gpu.stream(), &mut graph);
+            let made = self.gpu.check("ending a recording", ended).and_then(|()| {
+                self.gpu.check("preparing a recording", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0))
+            });
+            if !graph.is_null() {
+                sys::cuGraphDestroy(graph);
+            }
+            made
+        };
+        made?;
+        // Only now: until the recording has ended, memory for others could not be waited for.
+        Ok(Recording { gpu: self.gpu, graph: ready, blocks: lock(&self.gpu.pool).take_apart() })
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let mut graph = std::ptr::null_mut();
+            // SAFETY: ends what `begin` started; nothing was made of the graph.
+            unsafe {
+                sys::cuStreamEndCapture(self.gpu.stream(), &mut graph);
+                if !graph.is_null() {
+                    sys::cuGraphDestroy(graph);
+                }
+            }
+        }
+        let mut pool = lock(&self.gpu.pool);
+        if let Some(blocks) = pool.take_apart() {
+            pool.give_back(blocks);
+        }
+    }
+}
+
 /// Runs `body` while everything it asks of the GPU is written down instead of done; other threads wait with what they
 /// want of it. What `body` reads from the host is part of the record, so it may bring no numbers from there.
 pub(crate) fn record<T>(gpu: &'static Gpu, body: impl FnOnce() -> Result<T>) -> Result<(Recording, T)> {
-    gpu.bind()?;
-    let turn = gpu.turn_to_record()?;
-    lock(&gpu.pool).set_apart();
-    let relaxed = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-    // SAFETY: the stream lives as long as the process.
-    let began = gpu.check("starting a recording", unsafe { sys::cuStreamBeginCapture_v2(gpu.stream(), relaxed) });
-    if let Err(error) = began {
-        lock(&gpu.pool).take_apart();
-        return Err(error);
-    }
-    let done = body();
-    let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: ends what was started above, whatever became of it; the results go to places of their types, and the
-    // graph is destroyed once, after what is launched was made of it.
-    let made = unsafe {
-        let ended = gpu.check("ending a recording", sys::cuStreamEndCapture(gpu.stream(), &mut graph));
-        let made = ended
-            .and_then(|()| gpu.check("preparing a recording", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0)));
-        if !graph.is_null() {
-            sys::cuGraphDestroy(graph);
-        }
-        made
-    };
-    // Only now: until the recording has ended, memory for others could not be waited for.
-    let blocks = lock(&gpu.pool).take_apart();
-    drop(turn);
-    let recording = Recording { gpu, graph: ready, blocks };
-    // The body's own complaint comes first: it is the cause of the other.
-    let value = done?;
-    made.map(|()| (recording, value))
+    let capture = Capture::begin(gpu)?;
+    // Its own complaint comes first: it is the cause of the other.
+    let value = body()?;
+    Ok((capture.end()?, value))
 }
 
 impl Recording {

@@ -3,6 +3,7 @@
 use super::elementwise::blocks;
 use super::gpu::Gpu;
 use super::kernels::Family;
+use super::profile::Work;
 use super::{fresh, place, transfer};
 use crate::{DType, Result, Tensor};
 
@@ -52,6 +53,7 @@ pub(crate) fn concat(parts: &[&Tensor], shape: &[usize], outer: usize) -> Result
     let dtype = parts[0].dtype();
     let (out, mut to) = fresh(gpu, dtype, shape)?;
     let row = out.len() / outer.max(1) * dtype.bytes();
+    gpu.note("concat", || Work::over(format!("concat {shape:?}"), 2 * out.len(), dtype));
     for part in parts {
         let (_, from) = place(part)?;
         let bytes = part.len() / outer.max(1) * dtype.bytes();
@@ -100,6 +102,7 @@ pub(crate) fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor>
     let pixel = (c * x.dtype().bytes()) as u64;
     let (unit, which) = unit(&[from, to, pixel]);
     let kernel = gpu.kernel(Family::Shape, ["resize_16", "resize_4", "resize_2"][which], None)?;
+    gpu.note("upsample", || Work::over(format!("upsample {:?}", out.shape()), x.len() + out.len(), x.dtype()));
     let sizes = [b, ih, iw, h, w, (pixel / unit) as usize].map(|s| s as i32);
     let grid = blocks(gpu, b * h * w * sizes[5] as usize);
     // SAFETY: the sizes are the tensors' own.
