@@ -293,14 +293,14 @@ impl<'a> Networks<'a> {
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
         let out = steps[usize::from(beside.is_some())].call(plan.compute.device, &inputs, |inputs| {
-            let residuals = match beside {
-                Some((net, context)) => {
-                    Some(net.forward_at(&inputs[0], &inputs[2], context, self.identitynet_scale)?)
-                }
-                None => None,
+            let residuals = || {
+                let at = |(net, context): &(&ControlNet, ControlNetContext)| {
+                    net.forward_at(&inputs[0], &inputs[2], context, self.identitynet_scale)
+                };
+                beside.map(at).transpose()
             };
             let (x, temb) = (&inputs[0], &inputs[1]);
-            Ok(self.unet.forward_at(x, temb, &self.context, self.ip_adapter_scale, residuals.as_ref())?)
+            Ok(self.unet.forward_beside(x, temb, &self.context, self.ip_adapter_scale, residuals)?)
         })?;
         if !plan.guided {
             // The next step writes to the result's memory, and a sampler may still want this one.

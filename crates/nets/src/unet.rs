@@ -201,6 +201,22 @@ impl UNet {
         identity_scale: f32,
         residuals: Option<&Residuals>,
     ) -> Result<Tensor> {
+        self.forward_beside(latent, temb, context, identity_scale, || Ok(residuals.cloned()))
+    }
+
+    /// As [`UNet::forward_at`] with residuals that are made at the same time as the way down where the device can
+    /// ([`Device::both`]), as they are needed only after it.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`], and what `residuals` says.
+    pub fn forward_beside(
+        &self,
+        latent: &Tensor,
+        temb: &Tensor,
+        context: &UNetContext,
+        identity_scale: f32,
+        residuals: impl FnOnce() -> Result<Option<Residuals>>,
+    ) -> Result<Tensor> {
         let context = &context.0;
         let cross_attentions = self.cross_attentions().len();
         if context.keys.len() != cross_attentions {
@@ -208,8 +224,9 @@ impl UNet {
             return Err(input(MODEL, "the number of cross-attentions in the context", context.keys.len(), expected));
         }
         let step = Step { temb, keys: &context.keys, identity_scale };
-        let x = self.encoder.enter(latent, context, None)?;
-        let (mut kept, mut x) = self.encoder.forward(x, step)?;
+        let down = || self.encoder.forward(self.encoder.enter(latent, context, None)?, step);
+        let (residuals, down) = self.device.both(residuals, down);
+        let (residuals, (mut kept, mut x)) = (residuals?, down?);
         if let Some(residuals) = residuals.filter(|residuals| residuals.scale != 0.0) {
             (kept, x) = residuals.add_to(kept, x)?;
         }

@@ -92,6 +92,19 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Does two pieces of work that do not need each other: where a [`crate::Recording`] is being made they will run at
+    /// the same time, elsewhere one after the other. Neither may use what the other makes, nor keep it.
+    pub fn both<A, B>(&self, one: impl FnOnce() -> A, other: impl FnOnce() -> B) -> (A, B) {
+        if let Device::Cuda(n) = self
+            && let Ok(gpu) = cuda::gpu(*n)
+        {
+            return cuda::both(gpu, one, other);
+        }
+        (one(), other())
+    }
+}
+
 /// How many threads the CPU back end works with.
 pub fn threads() -> usize {
     rayon::current_num_threads()

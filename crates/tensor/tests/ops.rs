@@ -444,6 +444,29 @@ fn recorded_work_is_replayed() {
         assert_eq!(results[0].to_vec_f32().unwrap(), want.to_vec_f32().unwrap());
         drop(kept);
     }
+    // Two pieces at the same time, which take and leave memory of the same sizes, and memory that was there before.
+    let beside = |x: &Tensor| -> tensor::Result<Tensor> {
+        let before = ops::scale(x, 2.0)?;
+        let (one, two) = device().both(|| work(&ops::scale(&before, 0.5)?), || work(&ops::scale(&before, 0.25)?));
+        drop(before);
+        ops::add(&one?, &work(&x.reshape(&[2, 6, 6, 32])?).and_then(|_| two)?)
+    };
+    let wants = [&x, &other].map(|x| beside(x).unwrap().to_vec_f32().unwrap());
+    let (recording, results) = Recording::new(&device(), || beside(&input).map(|out| vec![out])).unwrap().unwrap();
+    for _ in 0..20 {
+        for (given, want) in [&x, &other].into_iter().zip(&wants) {
+            input.overwrite(given).unwrap();
+            recording.replay().unwrap();
+            assert_eq!(&results[0].to_vec_f32().unwrap(), want);
+        }
+    }
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        Recording::new(&device(), || -> tensor::Result<Vec<Tensor>> {
+            device().both(|| work(&input), || panic!("within a recording"));
+            unreachable!()
+        })
+    }));
+    assert!(failed.is_err());
     let read = Recording::new(&device(), || work(&input)?.to_vec_f32().map(|_| Vec::new()));
     assert!(read.is_err());
     assert_eq!(work(&x).unwrap().to_vec_f32().unwrap(), first.to_vec_f32().unwrap());

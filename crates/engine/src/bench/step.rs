@@ -143,6 +143,6 @@ fn embed((unet, net): Nets, (context, beside): &Contexts) -> Result<Vec<Tensor>>
 /// What the networks make of a latent and what [`embed`] gave.
 fn predict((unet, net): Nets, (context, beside): &Contexts, inputs: &[Tensor]) -> Result<Tensor> {
     let at = |(net, context): (&ControlNet, &ControlNetContext)| net.forward_at(&inputs[0], &inputs[2], context, 0.8);
-    let residuals = net.zip(beside.as_ref()).map(at).transpose()?;
-    Ok(unet.forward_at(&inputs[0], &inputs[1], context, 0.8, residuals.as_ref())?)
+    let residuals = || net.zip(beside.as_ref()).map(at).transpose();
+    Ok(unet.forward_beside(&inputs[0], &inputs[1], context, 0.8, residuals)?)
 }

@@ -1,5 +1,6 @@
 //! Attention on a GPU.
 
+use super::fused::Shape;
 use super::kernels::Family;
 use super::linear::{Matrix, Product};
 use super::profile::Work;
@@ -86,6 +87,16 @@ pub(crate) fn forward(
         None => ("attend", QUERIES, QUERIES * d * 4),
     };
     let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
+    let strides = [row, kv.k.last_dim(), width];
+    let long = n.min(kv.k.dim(1)) >= MANY && second.is_none() && !causal && d <= 128;
+    if long && head.is_some() && gpu.arch >= 90 && std::env::var_os("SAMEFACE_TRY_SDPA").is_some() {
+        let shape = Shape { b, heads, n, m: kv.k.dim(1), d, strides, dtype };
+        // SAFETY: the sizes are the tensors' own; addresses are multiples of 16 where there is a kernel for the head.
+        if unsafe { gpu.attend(shape, [queries, k, v, to], scale)? } {
+            return Ok(out);
+        }
+        eprintln!("cuDNN does not take it");
+    }
     let kernel = gpu.kernel_for(Family::Attention, head.unwrap_or(0), name, Some(dtype), shared)?;
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
     let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);

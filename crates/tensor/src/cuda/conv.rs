@@ -5,7 +5,7 @@ use super::gpu::{Gpu, lock, records};
 use super::kernels::Family;
 use super::linear::Layer;
 use super::profile::Work;
-use super::{fresh, libraries, linear, place, shape};
+use super::{fresh, fused, libraries, linear, place, shape};
 use crate::ops::{Activation, ConvOptions, Fused};
 use crate::{DType, Result, Tensor};
 use cudarc::cudnn::sys as dnn;
@@ -159,7 +159,9 @@ struct Plan {
 
 /// cuDNN on one GPU.
 pub(super) struct Dnn {
-    handle: dnn::cudnnHandle_t,
+    pub(super) handle: dnn::cudnnHandle_t,
+    /// Attentions; none: cuDNN does not take this one.
+    pub(super) attentions: HashMap<fused::Shape, Option<fused::Plan>>,
     /// None: cuDNN does not take this convolution.
     plans: HashMap<Key, Option<Plan>>,
 }
@@ -186,7 +188,7 @@ impl Dnn {
             ok(dnn::cudnnCreate(&mut handle))?;
             ok(dnn::cudnnSetStream(handle, stream.cast()))?;
         }
-        Some(Dnn { handle, plans: HashMap::new() })
+        Some(Dnn { handle, attentions: HashMap::new(), plans: HashMap::new() })
     }
 
     /// Describes a convolution and asks for its best algorithm.

@@ -1,5 +1,6 @@
 //! One GPU: its context, its stream, and launching kernels on it.
 
+use super::fork::{LazySide, aside};
 use super::kernels::Kernels;
 use super::linear::Blas;
 use super::memory::Pool;
@@ -21,6 +22,8 @@ pub(crate) struct Gpu {
     pub(super) multiprocessors: i32,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// For work beside other work.
+    pub(super) side: LazySide,
     pub(super) pool: Mutex<Pool>,
     /// Held for writing while a thread records: what others asked for would become part of the record.
     turns: RwLock<()>,
@@ -173,11 +176,12 @@ impl Gpu {
             multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             context,
             stream,
+            side: LazySide::new(),
             pool: Mutex::default(),
             turns: RwLock::default(),
             kernels: Kernels::default(),
             profile: Profile::default(),
-            blas: Blas::open(stream).map(Mutex::new),
+            blas: Blas::open().map(Mutex::new),
             dnn: Dnn::open(stream).map(Mutex::new),
         })
     }
@@ -187,8 +191,12 @@ impl Gpu {
         Device::Cuda(self.index)
     }
 
+    /// Where this thread's work is asked for.
     pub(super) fn stream(&self) -> sys::CUstream {
-        self.stream
+        match self.side.get() {
+            Some(Some(side)) if aside() => side.stream,
+            _ => self.stream,
+        }
     }
 
     /// An error of this device.
@@ -282,7 +290,7 @@ impl Gpu {
                     1,
                     1,
                     shared,
-                    self.stream,
+                    self.stream(),
                     addresses.as_mut_ptr(),
                     std::ptr::null_mut(),
                 )

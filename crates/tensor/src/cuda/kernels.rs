@@ -71,6 +71,11 @@ pub fn set_kernel_cache(folder: &Path) {
     let _ = FOLDER.set(folder.to_path_buf());
 }
 
+/// The folder of [`set_kernel_cache`].
+pub(super) fn folder() -> Option<&'static Path> {
+    FOLDER.get().map(PathBuf::as_path)
+}
+
 impl Gpu {
     /// The kernel `{name}_{dtype}` of a family, or `name` alone where it has no element type.
     pub(super) fn kernel(

@@ -1,6 +1,8 @@
 //! Linear layers on a GPU: cuBLASLt, with bias and residual in the product; own kernel for what it does not take.
 
+use super::choice::Choices;
 use super::elementwise::{Finish, finish, geglu};
+use super::fork::aside;
 use super::gpu::{Gpu, lock, records};
 use super::profile::Work;
 use super::{conv, fresh, libraries, place};
@@ -152,6 +154,14 @@ struct Key {
     alignment: u32,
 }
 
+impl Key {
+    /// As it is remembered on disk.
+    fn name(&self) -> String {
+        let Key { sizes, strides, transposed, types, bias, residual, alignment } = self;
+        format!("{sizes:?} {strides:?} {transposed} {types:?} {bias} {residual} {alignment}")
+    }
+}
+
 /// Descriptions and the algorithm of one product.
 struct Plan {
     description: lt::cublasLtMatmulDesc_t,
@@ -159,22 +169,27 @@ struct Plan {
     input: lt::cublasLtMatrixLayout_t,
     output: lt::cublasLtMatrixLayout_t,
     algorithm: lt::cublasLtMatmulAlgo_t,
+    /// Others that the library names, in the order in which it expects them to be fast, until one was chosen.
+    candidates: Vec<lt::cublasLtMatmulAlgo_t>,
 }
 
 /// cuBLASLt on one GPU.
 pub(super) struct Blas {
     handle: lt::cublasLtHandle_t,
-    /// Scratch memory of all products, which run one after the other.
-    workspace: u64,
-    stream: lt::cudaStream_t,
+    /// Scratch memory of all products of a stream, which run one after the other; the second is for work beside other
+    /// work.
+    workspaces: [u64; 2],
     /// None: cuBLASLt does not take this product.
     plans: HashMap<Key, Option<Plan>>,
+    choices: Option<Choices>,
 }
 
 // SAFETY: the handles may be used from any thread, one at a time, which the lock around this sees to.
 unsafe impl Send for Blas {}
 
 const WORKSPACE: usize = 32 << 20;
+/// Algorithms that are asked for.
+const CANDIDATES: usize = 24;
 
 fn ok(status: lt::cublasStatus_t) -> Option<()> {
     (status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS).then_some(())
@@ -190,19 +205,21 @@ unsafe fn attribute<T>(value: T, set: impl FnOnce(*const c_void, usize) -> lt::c
 
 impl Blas {
     /// None where the library is not found or does not start.
-    pub(super) fn open(stream: sys::CUstream) -> Option<Blas> {
+    pub(super) fn open() -> Option<Blas> {
         if !libraries::blas() {
             return None;
         }
-        let (mut handle, mut workspace) = (std::ptr::null_mut(), 0);
+        let (mut handle, mut workspaces) = (std::ptr::null_mut(), [0; 2]);
         // SAFETY: a context is current; results go to places of their types.
         unsafe {
             ok(lt::cublasLtCreate(&mut handle))?;
-            if sys::cuMemAlloc_v2(&mut workspace, WORKSPACE) != sys::CUresult::CUDA_SUCCESS {
-                return None;
+            for workspace in &mut workspaces {
+                if sys::cuMemAlloc_v2(workspace, WORKSPACE) != sys::CUresult::CUDA_SUCCESS {
+                    return None;
+                }
             }
         }
-        Some(Blas { handle, workspace, stream: stream.cast(), plans: HashMap::new() })
+        Some(Blas { handle, workspaces, plans: HashMap::new(), choices: None })
     }
 
     /// Describes a product and asks for its best algorithm.
@@ -259,7 +276,10 @@ impl Blas {
             ] {
                 attribute(key.alignment, prefer(side))?;
             }
-            let mut found: lt::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
+            // Parts of a sum are never rounded to 16 bits.
+            let exact = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+            attribute(exact, prefer(P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK))?;
+            let mut found: [lt::cublasLtMatmulHeuristicResult_t; CANDIDATES] = std::mem::zeroed();
             let mut count = 0;
             let asked = lt::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
@@ -269,17 +289,16 @@ impl Blas {
                 output,
                 output,
                 preference,
-                1,
-                &mut found,
+                CANDIDATES as i32,
+                found.as_mut_ptr(),
                 &mut count,
             );
             lt::cublasLtMatmulPreferenceDestroy(preference);
             ok(asked)?;
-            if count == 0 {
-                return None;
-            }
-            ok(found.state)?;
-            Some(Plan { description, weight, input, output, algorithm: found.algo })
+            let found = found.iter().take(count.max(0) as usize);
+            let candidates: Vec<_> = found.filter(|f| ok(f.state).is_some()).map(|f| f.algo).collect();
+            let algorithm = *candidates.first()?;
+            Some(Plan { description, weight, input, output, algorithm, candidates })
         }
     }
 }
@@ -300,50 +319,118 @@ impl Gpu {
             let plan = blas.plan(key);
             blas.plans.insert(key, plan);
         }
-        let Some(Some(plan)) = blas.plans.get(&key) else { return Ok(false) };
-        let beta = if product.residual.is_some() { 1f32 } else { 0f32 };
-        // SAFETY: the layouts were made from the sizes for which the caller vouches; the workspace is as large as the
-        // preference said; products of this GPU run one after the other on its stream.
-        let done = unsafe {
-            let told = product.bias.is_none_or(|at| {
-                let what = lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-                attribute(at, |value, size| lt::cublasLtMatmulDescSetAttribute(plan.description, what, value, size))
-                    .is_some()
-            });
-            told && self
-                .watch(
-                    || product.work(),
-                    || {
-                        ok(lt::cublasLtMatmul(
-                            blas.handle,
-                            plan.description,
-                            (&raw const product.alpha).cast(),
-                            product.w.at as *const c_void,
-                            plan.weight,
-                            product.x.at as *const c_void,
-                            plan.input,
-                            (&raw const beta).cast(),
-                            product.residual.unwrap_or(product.out.at) as *const c_void,
-                            plan.output,
-                            product.out.at as *mut c_void,
-                            plan.output,
-                            &plan.algorithm,
-                            blas.workspace as *mut c_void,
-                            WORKSPACE,
-                            blas.stream,
-                        ))
-                    },
-                )
+        let Blas { handle, workspaces, plans, choices } = &mut *blas;
+        let Some(Some(plan)) = plans.get_mut(&key) else { return Ok(false) };
+        let what = lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        // SAFETY: the attribute is an address.
+        let told = product.bias.is_none_or(|at| unsafe {
+            attribute(at, |value, size| lt::cublasLtMatmulDescSetAttribute(plan.description, what, value, size))
                 .is_some()
-        };
+        });
+        let scratch = workspaces[usize::from(aside())];
+        // SAFETY: the layouts were made from the sizes for which the caller vouches; the workspace is as large as the
+        // preference said; products of a stream run one after the other.
+        let launch =
+            |plan: &Plan, algorithm: &_| unsafe { told && self.multiply(*handle, plan, algorithm, product, scratch) };
+        if plan.candidates.len() > 1 && !records() {
+            let choices = choices.get_or_insert_with(|| Choices::open(self, &format!("cuBLASLt {}", version())));
+            let chosen = plan.choose(choices, &key.name(), *handle, |algorithms| {
+                self.fastest(algorithms.len(), |candidate| launch(plan, &algorithms[candidate]))
+            })?;
+            (plan.algorithm, plan.candidates) = (chosen, Vec::new());
+        }
+        let done = self.watch(|| product.work(), || launch(plan, &plan.algorithm));
         if !done {
             // A record may be what it refuses, which says nothing about later.
             if records() {
                 return Err(self.failed("recording", "cuBLASLt refused a product"));
             }
             // Refused after all; the own kernel takes it, now and later.
-            blas.plans.insert(key, None);
+            plans.insert(key, None);
         }
         Ok(done)
+    }
+
+    /// Launches a product; false where the library refuses it.
+    ///
+    /// # Safety
+    /// As [`Gpu::product`]; `scratch` has the size of a workspace.
+    unsafe fn multiply(
+        &self,
+        handle: lt::cublasLtHandle_t,
+        plan: &Plan,
+        algorithm: &lt::cublasLtMatmulAlgo_t,
+        product: &Product,
+        scratch: u64,
+    ) -> bool {
+        let beta = if product.residual.is_some() { 1f32 } else { 0f32 };
+        // SAFETY: the caller vouches for the addresses.
+        let status = unsafe {
+            lt::cublasLtMatmul(
+                handle,
+                plan.description,
+                (&raw const product.alpha).cast(),
+                product.w.at as *const c_void,
+                plan.weight,
+                product.x.at as *const c_void,
+                plan.input,
+                (&raw const beta).cast(),
+                product.residual.unwrap_or(product.out.at) as *const c_void,
+                plan.output,
+                product.out.at as *mut c_void,
+                plan.output,
+                algorithm,
+                scratch as *mut c_void,
+                WORKSPACE,
+                self.stream().cast(),
+            )
+        };
+        ok(status).is_some()
+    }
+}
+
+/// The library's release.
+fn version() -> usize {
+    // SAFETY: the library is there, as its handle is.
+    unsafe { lt::cublasLtGetVersion() }
+}
+
+impl Plan {
+    /// The algorithm that is remembered for this product, else the fastest, else the library's first.
+    fn choose(
+        &self,
+        choices: &mut Choices,
+        name: &str,
+        handle: lt::cublasLtHandle_t,
+        fastest: impl FnOnce(&[lt::cublasLtMatmulAlgo_t]) -> Result<Option<usize>>,
+    ) -> Result<lt::cublasLtMatmulAlgo_t> {
+        if let Some(&known) = choices.get(name).and_then(|numbers| numbers.first_chunk()) {
+            let known = lt::cublasLtMatmulAlgo_t { data: known };
+            // SAFETY: descriptions and handle are alive; the result goes to a place of its type.
+            let fits = unsafe {
+                let mut said: lt::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
+                let (weight, input, output) = (self.weight, self.input, self.output);
+                let asked = lt::cublasLtMatmulAlgoCheck(
+                    handle,
+                    self.description,
+                    weight,
+                    input,
+                    output,
+                    output,
+                    &known,
+                    &mut said,
+                );
+                ok(asked).and_then(|()| ok(said.state)).is_some() && said.workspaceSize <= WORKSPACE
+            };
+            if fits {
+                return Ok(known);
+            }
+        }
+        if !choices.are_kept() {
+            return Ok(self.algorithm);
+        }
+        let chosen = fastest(&self.candidates)?.map_or(self.algorithm, |candidate| self.candidates[candidate]);
+        choices.put(name.to_string(), &chosen.data);
+        Ok(chosen)
     }
 }

@@ -6,7 +6,7 @@ use super::gpu::{Gpu, lock, records};
 use crate::storage::{MemoryUse, class};
 use crate::{Error, Result};
 use cudarc::driver::sys;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Blocks are at least this large, so that small ones share a class.
 const LEAST: usize = 512;
@@ -27,9 +27,24 @@ pub(super) struct Pool {
     free: Blocks,
     /// While work is recorded: what it gave back, which nobody else may have as long as the record can be replayed.
     apart: Option<Blocks>,
+    /// While two pieces of work are recorded side by side.
+    fork: Option<Fork>,
     free_bytes: usize,
     used_bytes: usize,
     peak_bytes: usize,
+}
+
+/// Blocks of two pieces of work that run at the same time: what one gives back, the other may still be using.
+#[derive(Default)]
+struct Fork {
+    /// Which of the two asks now.
+    aside: bool,
+    /// What each piece took and gave back itself.
+    free: [Blocks; 2],
+    /// What each piece took and has not given back.
+    own: [HashSet<u64>; 2],
+    /// What was there before and was given back, free when both are done.
+    later: Vec<(u64, usize)>,
 }
 
 /// A block of at least `bytes` bytes and not much more.
@@ -44,6 +59,11 @@ fn take(blocks: &mut Blocks, bytes: usize) -> Option<(u64, usize)> {
 
 impl Pool {
     fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
+        if let Some(fork) = self.fork.as_mut().filter(|_| records())
+            && let Some(found) = take(&mut fork.free[usize::from(fork.aside)], bytes)
+        {
+            return Some(found);
+        }
         if let Some(found) = self.apart.as_mut().filter(|_| records()).and_then(|apart| take(apart, bytes)) {
             return Some(found);
         }
@@ -52,7 +72,22 @@ impl Pool {
         Some((address, size))
     }
 
+    /// A block is in somebody's hands.
+    fn taken(&mut self, address: u64) {
+        if let Some(fork) = self.fork.as_mut().filter(|_| records()) {
+            fork.own[usize::from(fork.aside)].insert(address);
+        }
+    }
+
     fn put(&mut self, address: u64, bytes: usize) {
+        if let Some(fork) = self.fork.as_mut().filter(|_| records()) {
+            let which = usize::from(fork.aside);
+            match fork.own[which].remove(&address) {
+                true => fork.free[which].entry(bytes).or_default().push(address),
+                false => fork.later.push((address, bytes)),
+            }
+            return;
+        }
         match self.apart.as_mut().filter(|_| records()) {
             Some(apart) => apart.entry(bytes).or_default().push(address),
             None => {
@@ -65,6 +100,25 @@ impl Pool {
     /// From now on blocks that the recording thread gives back are kept apart.
     pub(super) fn set_apart(&mut self) {
         self.apart = Some(Blocks::new());
+    }
+
+    /// From now on two pieces of work are recorded that will run at the same time.
+    pub(super) fn fork(&mut self) {
+        self.fork = Some(Fork::default());
+    }
+
+    /// The other of the two pieces is recorded now.
+    pub(super) fn turn_aside(&mut self, aside: bool) {
+        if let Some(fork) = &mut self.fork {
+            fork.aside = aside;
+        }
+    }
+
+    /// What follows runs after both pieces.
+    pub(super) fn join(&mut self) {
+        let Some(Fork { free, later, .. }) = self.fork.take() else { return };
+        free.into_iter().for_each(|blocks| self.give_back(blocks));
+        later.into_iter().for_each(|(address, bytes)| self.put(address, bytes));
     }
 
     /// What was kept apart, which the caller owns; from now on blocks go back to all.
@@ -94,6 +148,7 @@ impl Gpu {
             Some(found) => found,
             None => (self.map(&mut pool, wanted)?, wanted),
         };
+        pool.taken(address);
         pool.count(bytes);
         Ok(Buffer { gpu: self, address, bytes })
     }

@@ -7,8 +7,11 @@
 //! run on cuBLASLt and cuDNN where they are found, and on this crate's own kernels otherwise.
 
 pub(crate) mod attention;
+mod choice;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
+mod fork;
+mod fused;
 mod gpu;
 mod kernels;
 mod libraries;
@@ -21,6 +24,7 @@ mod recording;
 pub(crate) mod shape;
 pub(crate) mod transfer;
 
+pub(crate) use fork::both;
 pub(crate) use gpu::{Gpu, count, gpu};
 pub use kernels::set_kernel_cache;
 pub(crate) use memory::Buffer;

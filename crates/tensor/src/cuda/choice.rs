@@ -1,0 +1,142 @@
+//! Algorithms that were chosen by measuring, remembered for a card and its libraries, so that later processes neither
+//! measure again nor choose, and round, differently.
+
+use super::gpu::Gpu;
+use super::kernels::folder;
+use crate::Result;
+use cudarc::driver::sys;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What was chosen for each piece of work, by the work's name.
+#[derive(Default)]
+pub(super) struct Choices {
+    file: Option<PathBuf>,
+    known: HashMap<String, Vec<u64>>,
+}
+
+impl Choices {
+    /// What is remembered for this card and library; nothing where there is no folder for it.
+    pub(super) fn open(gpu: &Gpu, library: &str) -> Choices {
+        let Some(folder) = folder() else { return Choices::default() };
+        let card = Sha256::digest(format!("{} {} {library}", gpu.name, gpu.arch));
+        let name: String = card.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let file = folder.join(format!("{name}.choices"));
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        Choices { known: text.lines().filter_map(parse).collect(), file: Some(file) }
+    }
+
+    /// Whether a choice will be known to the next process. Where it is not, none is made: the same work would round
+    /// differently from one process to the next.
+    pub(super) fn are_kept(&self) -> bool {
+        self.file.is_some()
+    }
+
+    pub(super) fn get(&self, work: &str) -> Option<&[u64]> {
+        self.known.get(work).map(Vec::as_slice)
+    }
+
+    /// Remembers a choice; a file that cannot be written costs only time.
+    pub(super) fn put(&mut self, work: String, choice: &[u64]) {
+        if let Some(path) = &self.file {
+            let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+            let file = made.and_then(|()| std::fs::OpenOptions::new().append(true).create(true).open(path));
+            // One write for each line, so that lines of two processes do not mix.
+            let _ = file.and_then(|mut file| file.write_all(line(&work, choice).as_bytes()));
+        }
+        self.known.insert(work, choice.to_vec());
+    }
+}
+
+fn seal(body: &str) -> String {
+    Sha256::digest(body).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The work, the choice's numbers, and a digest of both, since a line may be cut short.
+fn line(work: &str, choice: &[u64]) -> String {
+    let numbers: Vec<String> = choice.iter().map(|number| format!("{number:x}")).collect();
+    let body = format!("{work}\t{}", numbers.join(" "));
+    format!("{body}\t{}\n", seal(&body))
+}
+
+/// A line's work and choice, if it is whole.
+fn parse(line: &str) -> Option<(String, Vec<u64>)> {
+    let (body, digest) = line.rsplit_once('\t')?;
+    let (work, numbers) = body.split_once('\t')?;
+    let numbers = numbers.split(' ').map(|number| u64::from_str_radix(number, 16).ok()).collect::<Option<_>>()?;
+    (seal(body) == digest).then(|| (work.to_string(), numbers))
+}
+
+/// How much faster a later candidate must be than an earlier one, which is expected to be the better.
+const MARGIN: f32 = 0.98;
+/// Milliseconds for which a candidate is repeated, about.
+const LENGTH: f32 = 0.5;
+/// Candidates so much slower than the best are not repeated.
+const HOPELESS: f32 = 1.5;
+
+impl Gpu {
+    /// The fastest of `count` candidates, each of which `run` launches, giving false where it cannot be launched; none
+    /// where no candidate can. The work is done again and again on the same operands, so it must not read its result.
+    pub(super) fn fastest(&self, count: usize, mut run: impl FnMut(usize) -> bool) -> Result<Option<usize>> {
+        let (mut before, mut after) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
+        // SAFETY: a context is current; the results go to places of their types.
+        let made = unsafe { [sys::cuEventCreate(&mut before, flags), sys::cuEventCreate(&mut after, flags)] };
+        for result in made {
+            self.check("measuring", result)?;
+        }
+        let mut time = |candidate: usize, times: usize| -> Result<Option<f32>> {
+            let mut ms = 0f32;
+            // SAFETY: events and stream are alive.
+            unsafe {
+                self.check("measuring", sys::cuEventRecord(before, self.stream()))?;
+                if !(0..times).all(|_| run(candidate)) {
+                    return Ok(None);
+                }
+                self.check("measuring", sys::cuEventRecord(after, self.stream()))?;
+                self.check("measuring", sys::cuEventSynchronize(after))?;
+                self.check("measuring", sys::cuEventElapsedTime_v2(&mut ms, before, after))?;
+            }
+            Ok(Some(ms / times as f32))
+        };
+        let mut best: Option<(usize, f32)> = None;
+        for candidate in 0..count {
+            // The first time loads the kernel.
+            if time(candidate, 1)?.is_none() {
+                continue;
+            }
+            let Some(rough) = time(candidate, 1)? else { continue };
+            if best.is_some_and(|(_, ms)| rough > HOPELESS * ms + 0.01) {
+                continue;
+            }
+            let times = (LENGTH / rough.max(1e-3)).clamp(3.0, 50.0) as usize;
+            let Some(first) = time(candidate, times)? else { continue };
+            let Some(second) = time(candidate, times)? else { continue };
+            let ms = first.min(second);
+            if best.is_none_or(|(_, known)| ms < MARGIN * known) {
+                best = Some((candidate, ms));
+            }
+        }
+        // SAFETY: destroyed once; nothing waits for them.
+        unsafe {
+            sys::cuEventDestroy_v2(before);
+            sys::cuEventDestroy_v2(after);
+        }
+        Ok(best.map(|(candidate, _)| candidate))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remembered_choices_are_whole_or_none() {
+        let (work, choice) = ("product 2x3 to 4".to_string(), vec![0, 0xff, u64::MAX]);
+        let line = line(&work, &choice);
+        assert_eq!(parse(line.trim_end()), Some((work, choice)));
+        assert!((0..line.len() - 1).all(|end| parse(&line[..end]).is_none()));
+    }
+}
