@@ -66,7 +66,13 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
     let decode = decode(vae, pixels, plan.compute.vae_dtype());
     // Of several pictures all but the last are decoded beside the denoising networks.
     let beside_decode = if plan.seeds.len() > 1 { decode } else { 0 };
-    let denoise = weights + step(&unet.encoder, beside, halves * latent, plan.compute.dtype).max(beside_decode);
+    let step = step(&unet.encoder, beside, halves * latent, plan.compute.dtype);
+    // On a GPU a recorded step keeps its memory meanwhile.
+    let activations = match plan.compute.device {
+        Device::Cpu => step.max(beside_decode),
+        Device::Cuda(_) => step + beside_decode,
+    };
+    let denoise = weights + activations;
     let text = stack.text_parameters() as u64 * bytes(DType::F32);
     denoise.max(text).max(decode)
 }

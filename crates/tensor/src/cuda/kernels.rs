@@ -48,6 +48,9 @@ impl Family {
 /// A compiled file for one GPU; `head` is the width of an attention head where the file depends on it, else 0.
 type Unit = (Family, usize);
 
+/// What every picture needs: compiled together.
+const USUAL: [Unit; 4] = [(Family::Attention, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
+
 /// The kernels of one GPU that were asked for so far.
 #[derive(Default)]
 pub(super) struct Kernels(Mutex<Loaded>);
@@ -105,7 +108,7 @@ impl Gpu {
         let module = match loaded.units.get(&unit) {
             Some(&module) => module,
             None => {
-                let module = self.load(unit)?;
+                let module = self.load(&mut loaded, unit)?;
                 loaded.units.insert(unit, module);
                 module
             }
@@ -124,22 +127,48 @@ impl Gpu {
         Ok(function)
     }
 
-    /// Loads a unit from the folder of compiled kernels, or compiles it and puts it there.
-    fn load(&self, (family, head): Unit) -> Result<sys::CUmodule> {
-        let source = family.source(head);
+    /// Loads a unit from the folder of compiled kernels, or compiles it and puts it there; with it what else a picture
+    /// needs and is not there yet, each on a thread of its own.
+    fn load(&self, loaded: &mut Loaded, unit: Unit) -> Result<sys::CUmodule> {
         let options = options(self.arch);
-        let kept = FOLDER.get().map(|folder| folder.join(format!("{}.kernels", key(&source, &options))));
-        if let Some(image) = kept.as_deref().and_then(|path| opened(std::fs::read(path).ok()?))
-            && let Ok(module) = self.module(&image)
-        {
+        if let Some(module) = self.kept(unit, &options) {
             return Ok(module);
         }
-        let image = compile(&source, family.name(), &options)
-            .map_err(|said| self.failed(&format!("compiling {}", family.name()), said))?;
-        if let Some(path) = kept {
-            keep(&path, &image);
+        let absent = |other: &Unit| *other != unit && !loaded.units.contains_key(other);
+        let others =
+            USUAL.into_iter().filter(absent).filter(|other| !place(*other, &options).is_some_and(|p| p.exists()));
+        let units: Vec<Unit> = std::iter::once(unit).chain(others).collect();
+        let images: Vec<_> = std::thread::scope(|scope| {
+            let compiling = |&(family, head): &Unit| {
+                let options = &options;
+                scope.spawn(move || compile(&family.source(head), family.name(), options))
+            };
+            let threads: Vec<_> = units.iter().map(compiling).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("it broke off".into()))).collect()
+        });
+        let mut first = None;
+        for (made, image) in units.into_iter().zip(images) {
+            let failed = |said: String| self.failed(&format!("compiling {}", made.0.name()), said);
+            let module = image.map_err(failed).and_then(|image| {
+                if let Some(path) = place(made, &options) {
+                    keep(&path, &image);
+                }
+                self.module(&image)
+            });
+            match module {
+                Ok(module) if made != unit => drop(loaded.units.insert(made, module)),
+                // What nobody asked for is compiled, and complained of, again when somebody does.
+                Err(_) if made != unit => {}
+                module => first = Some(module),
+            }
         }
-        self.module(&image)
+        first.unwrap_or_else(|| Err(self.failed("compiling", unit.0.name())))
+    }
+
+    /// The unit from the folder of compiled kernels.
+    fn kept(&self, unit: Unit, options: &[String]) -> Option<sys::CUmodule> {
+        let image = opened(std::fs::read(place(unit, options)?).ok()?)?;
+        self.module(&image).ok()
     }
 
     fn module(&self, image: &[u8]) -> Result<sys::CUmodule> {
@@ -148,6 +177,11 @@ impl Gpu {
         self.check("loading kernels", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
         Ok(module)
     }
+}
+
+/// Where a compiled unit is kept.
+fn place((family, head): Unit, options: &[String]) -> Option<PathBuf> {
+    Some(folder()?.join(format!("{}.kernels", key(&family.source(head), options))))
 }
 
 /// Options for a card: machine code where this NVRTC knows it, else an older form that the driver compiles.
