@@ -20,6 +20,8 @@ const WIDEST: usize = 512;
 
 /// From so many queries on blocks of twice as many still fill the card.
 const MANY: usize = 512;
+/// The widest head that cuDNN is asked about; from Hopper on it is faster where blocks of many queries are.
+const LIBRARY: usize = 128;
 /// From this width of a head and so many queries and keys on, two products with a softmax between them are faster.
 const WIDE: usize = 64;
 /// Bytes of scores that are held at once.
@@ -87,15 +89,14 @@ pub(crate) fn forward(
         None => ("attend", QUERIES, QUERIES * d * 4),
     };
     let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
-    let strides = [row, kv.k.last_dim(), width];
-    let long = n.min(kv.k.dim(1)) >= MANY && second.is_none() && !causal && d <= 128;
-    if long && head.is_some() && gpu.arch >= 90 && std::env::var_os("SAMEFACE_TRY_SDPA").is_some() {
+    let long = n.min(kv.k.dim(1)) >= MANY && second.is_none() && !causal;
+    if long && head.is_some() && d <= LIBRARY && gpu.arch >= 90 {
+        let strides = [row, kv.k.last_dim(), width];
         let shape = Shape { b, heads, n, m: kv.k.dim(1), d, strides, dtype };
         // SAFETY: the sizes are the tensors' own; addresses are multiples of 16 where there is a kernel for the head.
         if unsafe { gpu.attend(shape, [queries, k, v, to], scale)? } {
             return Ok(out);
         }
-        eprintln!("cuDNN does not take it");
     }
     let kernel = gpu.kernel_for(Family::Attention, head.unwrap_or(0), name, Some(dtype), shared)?;
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);

@@ -118,9 +118,12 @@ pub(crate) fn geglu(both: &Tensor) -> Result<Tensor> {
     let (out, to) = fresh(gpu, both.dtype(), &shape)?;
     let kernel = gpu.kernel(Family::Elementwise, "geglu", both.dtype())?;
     gpu.note("geglu", || Work::over(format!("geglu {:?}", both.shape()), 3 * out.len(), out.dtype()));
-    let (rows, width) = ((out.len() / width.max(1)) as i64, width as i32);
+    let rows = out.len() / width.max(1);
+    let parts = packed(&out).div_ceil(rows.max(1)).div_ceil(128).max(1);
+    let grid = [(rows * parts) as u32, 1, 1];
+    let (rows, width, parts) = (rows as i64, width as i32, parts as i32);
     // SAFETY: the input holds two numbers for each of the output's.
-    unsafe { gpu.launch("geglu", kernel, blocks(gpu, packed(&out)), THREADS, 0, &[&from, &to, &rows, &width])? };
+    unsafe { gpu.launch("geglu", kernel, grid, 128, 0, &[&from, &to, &rows, &width, &parts])? };
     Ok(out)
 }
 

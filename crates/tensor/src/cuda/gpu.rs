@@ -20,6 +20,8 @@ pub(crate) struct Gpu {
     /// Compute capability, 90 for Hopper.
     pub(super) arch: i32,
     pub(super) multiprocessors: i32,
+    /// Bytes of shared memory that a block may ask for.
+    pub(super) shared: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
     /// For work beside other work.
@@ -174,6 +176,7 @@ impl Gpu {
             name,
             arch,
             multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?.max(0) as usize,
             context,
             stream,
             side: LazySide::new(),

@@ -1,6 +1,7 @@
 //! Group and layer normalisation on a GPU. Bound: memory.
 
 use super::elementwise::{blocks, code, optional};
+use super::gpu::Gpu;
 use super::kernels::Family;
 use super::profile::Work;
 use super::{fresh, place};
@@ -28,6 +29,25 @@ pub(crate) fn group_norm(
     let (b, c, dtype) = (x.dim(0), x.last_dim(), x.dtype());
     let pixels = x.len() / (b * c);
     let ((gpu, from), (_, weight), (_, bias)) = (place(x)?, place(weight)?, place(bias)?);
+    if let Some((bytes, kept)) = whole(gpu, c / groups, pixels, dtype, from) {
+        let (out, to) = fresh(gpu, dtype, x.shape())?;
+        let name = ["group_whole_4", "group_whole_8", "group_whole_16"][bytes];
+        let kernel = gpu.kernel_for(Family::Norm, 0, name, Some(dtype), kept)?;
+        let (count, channels, size, which) = (pixels as i64, c as i32, (c / groups) as i32, code(activation));
+        let threads = if kept > 64 << 10 { 1024 } else { 512 };
+        // SAFETY: the sizes are the tensors' own; a block keeps its group in its shared memory.
+        unsafe {
+            gpu.launch(
+                "group_norm",
+                kernel,
+                [groups as u32, b as u32, 1],
+                threads,
+                kept as u32,
+                &[&from, &weight, &bias, &to, &count, &channels, &size, &eps, &which],
+            )?;
+        }
+        return Ok(out);
+    }
     // Some blocks for each multiprocessor, and chunks that do not depend on the card: the same bytes on every one.
     let chunk = (pixels / 256).clamp(16, 256);
     let chunks = pixels.div_ceil(chunk);
@@ -44,7 +64,11 @@ pub(crate) fn group_norm(
     );
     let (pixels, channels, size) = (pixels as i64, c as i32, (c / groups) as i32);
     let (chunk, count, which) = (chunk as i32, chunks as i32, code(activation));
-    let [apply, ..] = blocks(gpu, x.len() / b / if wide { 16 / dtype.bytes() } else { 1 });
+    // Whole packs: pixels for each block, so that there are some blocks for each multiprocessor.
+    let spread = (pixels as usize * b).div_ceil(8 * gpu.multiprocessors as usize).max(16);
+    let [narrow, ..] = blocks(gpu, x.len() / b);
+    let apply = if wide { (pixels as usize).div_ceil(spread) as u32 } else { narrow };
+    let spread = spread as i32;
     // SAFETY: the sizes are the tensors' own; each block writes its part of `partial` and of `gains`.
     unsafe {
         gpu.launch(
@@ -59,7 +83,7 @@ pub(crate) fn group_norm(
             "group_norm",
             kernels.1,
             [groups as u32, b as u32, 1],
-            128,
+            512,
             0,
             &[&from, &sums, &weight, &bias, &gain, &pixels, &channels, &size, &count, &eps],
         )?;
@@ -69,11 +93,20 @@ pub(crate) fn group_norm(
             [apply.max(1), b as u32, 1],
             256,
             0,
-            &[&from, &gain, &to, &pixels, &channels, &which],
+            &[&from, &gain, &to, &pixels, &channels, &spread, &which],
         )?;
     }
     drop((partial, gains));
     Ok(out)
+}
+
+/// Where a group of `size` channels fits into a block's shared memory: which of 4, 8 and 16 bytes are moved at once, and
+/// how many it takes.
+fn whole(gpu: &Gpu, size: usize, pixels: usize, dtype: DType, address: u64) -> Option<(usize, usize)> {
+    let (row, kept) = (size * dtype.bytes(), pixels * size * dtype.bytes());
+    let unit = [4, 8, 16].into_iter().rposition(|unit| row % unit == 0 && address % unit as u64 == 0)?;
+    // The kernel's sums take a little, too.
+    (kept + 1024 <= gpu.shared).then_some((unit, kept))
 }
 
 /// Layer normalisation over the last dimension; weight and bias in f32.
@@ -85,13 +118,13 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps
     let rows = x.len() / x.last_dim();
     gpu.note("layer_norm", || Work::over(format!("layer norm {rows}x{}", x.last_dim()), 2 * x.len(), x.dtype()));
     let (count, c) = (rows as i64, x.last_dim() as i32);
-    // SAFETY: the sizes are the tensors' own; a block has eight rows.
+    // SAFETY: the sizes are the tensors' own; a block has four rows.
     unsafe {
         gpu.launch(
             "layer_norm",
             kernel,
-            [rows.div_ceil(8) as u32, 1, 1],
-            256,
+            [rows.div_ceil(4) as u32, 1, 1],
+            128,
             0,
             &[&from, &weight, &bias, &to, &count, &c, &eps],
         )?;

@@ -73,28 +73,30 @@ extern "C" __global__ void combine(Terms terms, Shares shares, int count, float 
     }
 }
 
-// both [rows, 2 width] -> out [rows, width]: first half times GELU of the second.
-template <typename T> __device__ __forceinline__ void geglu(const T *both, T *out, i64 rows, int width) {
+// both [rows, 2 width] -> out [rows, width]: first half times GELU of the second. `parts` blocks for each row.
+template <typename T> __device__ __forceinline__ void geglu(const T *both, T *out, i64 rows, int width, int parts) {
     const int W = 16 / sizeof(T);
-    i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x, step = gridDim.x * (i64)blockDim.x;
     if ((((u64)both | (u64)out) & 15) == 0 && width % W == 0) {
         int packs = width / W;
-        for (i64 i = first; i < rows * packs; i += step) {
-            i64 row = i / packs, at = row * packs + i;
-            Pack<T> x = ((const Pack<T> *)both)[at], gate = ((const Pack<T> *)both)[at + packs];
+        i64 row = blockIdx.x / parts;
+        const Pack<T> *from = (const Pack<T> *)both + row * 2 * packs;
+        Pack<T> *to = (Pack<T> *)out + row * packs;
+        for (int i = (blockIdx.x - (int)row * parts) * blockDim.x + threadIdx.x; i < packs; i += parts * blockDim.x) {
+            Pack<T> x = from[i], gate = from[i + packs];
 #pragma unroll
             for (int j = 0; j < W; j++) from_float(to_float(x.x[j]) * activate(to_float(gate.x[j]), 2), x.x[j]);
-            ((Pack<T> *)out)[i] = x;
+            to[i] = x;
         }
         return;
     }
+    i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x, step = gridDim.x * (i64)blockDim.x;
     for (i64 i = first; i < rows * width; i += step) {
         i64 at = i / width * width + i;
         from_float(to_float(both[at]) * activate(to_float(both[at + width]), 2), out[i]);
     }
 }
-#define GEGLU(T) (const T *both, T *out, i64 rows, int width)
-KERNELS(geglu, GEGLU, (both, out, rows, width))
+#define GEGLU(T) (const T *both, T *out, i64 rows, int width, int parts)
+KERNELS(geglu, GEGLU, (both, out, rows, width, parts))
 
 // What follows a product that could not do it itself: y [n / width, width] becomes
 // activation(y + bias + add) + residual, where `add` has one row for each `rows` rows of y. Null: none.

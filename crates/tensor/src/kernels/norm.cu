@@ -21,15 +21,25 @@ __device__ __forceinline__ void group_sums(const T *x, float *partial, i64 pixel
             shift[j] = works ? to_float(picture[(pack * W + j) / size * size]) : 0.0f;
         }
         if (works) {
-            for (i64 p = begin + row; p < end; p += rows) {
-                alignas(16) T values[W];
-                if (W > 1) *(Pack<T> *)values = *(const Pack<T> *)(picture + p * c + pack * W);
-                else values[0] = picture[p * c + pack];
+            // Four reads at once, as each takes long; summed in the order of the pixels.
+            for (i64 p = begin + row; p < end; p += 4 * rows) {
+                alignas(16) T values[4][W];
 #pragma unroll
-                for (int j = 0; j < W; j++) {
-                    float d = to_float(values[j]) - shift[j];
-                    s[j] += d;
-                    q[j] += d * d;
+                for (int i = 0; i < 4; i++) {
+                    i64 at = p + i * rows < end ? p + i * rows : p;
+                    if (W > 1) *(Pack<T> *)values[i] = *(const Pack<T> *)(picture + at * c + pack * W);
+                    else values[i][0] = picture[at * c + pack];
+                }
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    if (p + i * rows < end) {
+#pragma unroll
+                        for (int j = 0; j < W; j++) {
+                            float d = to_float(values[i][j]) - shift[j];
+                            s[j] += d;
+                            q[j] += d * d;
+                        }
+                    }
                 }
             }
         }
@@ -66,16 +76,16 @@ __device__ __forceinline__ void group_sums_narrow(const T *x, float *partial, i6
 KERNELS(group_sums_wide, GROUP_SUMS, (x, partial, pixels, c, size, chunk))
 KERNELS(group_sums_narrow, GROUP_SUMS, (x, partial, pixels, c, size, chunk))
 
-// From the sums of `chunks` chunks to gain and offset of each channel, gains [b, 2, c]. Grid (groups, b), 128 threads;
+// From the sums of `chunks` chunks to gain and offset of each channel, gains [b, 2, c]. Grid (groups, b), 512 threads;
 // the last sums in f64, as there are few.
 template <typename T>
 __device__ __forceinline__ void group_gains(const T *x, const float *partial, const float *weight, const float *bias,
                                             float *gains, i64 pixels, int c, int size, int chunks, float eps) {
-    __shared__ double sums[128], squares[128];
+    __shared__ double sums[512], squares[512];
     int first = blockIdx.x * size;
     const float *mine = partial + (i64)blockIdx.y * chunks * 2 * c;
     double sum = 0.0, square = 0.0;
-    for (int i = threadIdx.x; i < chunks * size; i += 128) {
+    for (int i = threadIdx.x; i < chunks * size; i += 512) {
         int at = i / size, channel = first + i % size;
         sum += mine[(i64)at * 2 * c + channel];
         square += mine[(i64)at * 2 * c + c + channel];
@@ -83,7 +93,7 @@ __device__ __forceinline__ void group_gains(const T *x, const float *partial, co
     sums[threadIdx.x] = sum;
     squares[threadIdx.x] = square;
     __syncthreads();
-    for (int half = 64; half > 0; half /= 2) {
+    for (int half = 256; half > 0; half /= 2) {
         if (threadIdx.x < half) {
             sums[threadIdx.x] += sums[threadIdx.x + half];
             squares[threadIdx.x] += squares[threadIdx.x + half];
@@ -96,7 +106,7 @@ __device__ __forceinline__ void group_gains(const T *x, const float *partial, co
     double mean = (double)to_float(x[(i64)blockIdx.y * pixels * c + first]) + d;
     // A number that is not finite must show in the result.
     if (variance != variance) inverse = variance;
-    for (int i = threadIdx.x; i < size; i += 128) {
+    for (int i = threadIdx.x; i < size; i += 512) {
         double gain = inverse * (double)weight[first + i];
         gains[(i64)blockIdx.y * 2 * c + first + i] = (float)gain;
         gains[(i64)blockIdx.y * 2 * c + c + first + i] = (float)((double)bias[first + i] - mean * gain);
@@ -107,35 +117,53 @@ __device__ __forceinline__ void group_gains(const T *x, const float *partial, co
      int size, int chunks, float eps)
 KERNELS(group_gains, GROUP_GAINS, (x, partial, weight, bias, gains, pixels, c, size, chunks, eps))
 
-// activation(x * gain + offset). Grid (.., b), 256 threads.
+// activation(x * gain + offset). Where packs can be read, a thread keeps to its channels, and so to their gains, over
+// the `chunk` pixels of its block. Grid (.., b), 256 threads.
 template <typename T>
-__device__ __forceinline__ void group_apply(const T *x, const float *gains, T *out, i64 pixels, int c, int which) {
+__device__ __forceinline__ void group_apply(const T *x, const float *gains, T *out, i64 pixels, int c, int chunk,
+                                            int which) {
     const int W = 16 / sizeof(T);
-    i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x, step = gridDim.x * (i64)blockDim.x;
     i64 n = pixels * c, base = blockIdx.y * n;
     const float *gain = gains + (i64)blockIdx.y * 2 * c, *offset = gain + c;
     if (c % W == 0 && (((u64)x | (u64)out) & 15) == 0) {
-        int packs = c / W;
-        const Pack<T> *from = (const Pack<T> *)(x + base);
-        Pack<T> *to = (Pack<T> *)(out + base);
-        for (i64 i = first; i < n / W; i += step) {
-            int channel = (int)(i % packs) * W;
-            Pack<T> p = from[i];
+        int packs = c / W, lanes = packs < 256 ? packs : 256, rows = 256 / lanes;
+        int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
+        if (row >= rows) return;
+        i64 begin = blockIdx.x * (i64)chunk, end = begin + chunk < pixels ? begin + chunk : pixels;
+        for (int pack = lane; pack < packs; pack += lanes) {
+            float g[W], o[W];
 #pragma unroll
             for (int j = 0; j < W; j++) {
-                from_float(activate(to_float(p.x[j]) * gain[channel + j] + offset[channel + j], which), p.x[j]);
+                g[j] = gain[pack * W + j];
+                o[j] = offset[pack * W + j];
             }
-            to[i] = p;
+            const Pack<T> *from = (const Pack<T> *)(x + base) + pack;
+            Pack<T> *to = (Pack<T> *)(out + base) + pack;
+            for (i64 p = begin + row; p < end; p += 4 * rows) {
+                Pack<T> v[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) v[i] = from[(p + i * rows < end ? p + i * rows : p) * packs];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    if (p + i * rows >= end) break;
+#pragma unroll
+                    for (int j = 0; j < W; j++) {
+                        from_float(activate(to_float(v[i].x[j]) * g[j] + o[j], which), v[i].x[j]);
+                    }
+                    to[(p + i * rows) * packs] = v[i];
+                }
+            }
         }
         return;
     }
+    i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x, step = gridDim.x * (i64)blockDim.x;
     for (i64 i = first; i < n; i += step) {
         int channel = (int)(i % c);
         from_float(activate(to_float(x[base + i]) * gain[channel] + offset[channel], which), out[base + i]);
     }
 }
-#define GROUP_APPLY(T) (const T *x, const float *gains, T *out, i64 pixels, int c, int which)
-KERNELS(group_apply, GROUP_APPLY, (x, gains, out, pixels, c, which))
+#define GROUP_APPLY(T) (const T *x, const float *gains, T *out, i64 pixels, int c, int chunk, int which)
+KERNELS(group_apply, GROUP_APPLY, (x, gains, out, pixels, c, chunk, which))
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -143,50 +171,140 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-// x [rows, c] normalised over c; bias may be null. A warp for each row, 8 in a block.
+// The sum over a block of up to 1024 threads, in all of them.
+__device__ __forceinline__ float block_sum(float x) {
+    __shared__ float parts[32];
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : 0.0f;
+    return warp_sum(x);
+}
+
+template <typename T, int N> struct alignas(N * sizeof(T)) Part { T x[N]; };
+
+// The whole normalisation where a group's numbers fit into shared memory: one read and one write. N channels are moved at
+// once. Grid (groups, b), a multiple of 32 threads, pixels * size numbers of shared memory.
+template <typename T, int N>
+__device__ __forceinline__ void group_whole(const T *x, const float *weight, const float *bias, T *out, i64 pixels,
+                                            int c, int size, float eps, int which) {
+    extern __shared__ u32 kept[];
+    Part<T, N> *parts = (Part<T, N> *)kept;
+    int first = blockIdx.x * size, per = size / N, count = (int)pixels * per, width = c / N;
+    const Part<T, N> *from = (const Part<T, N> *)(x + (i64)blockIdx.y * pixels * c + first);
+    Part<T, N> *to = (Part<T, N> *)(out + (i64)blockIdx.y * pixels * c + first);
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        int pixel = i / per;
+        Part<T, N> p = from[(i64)pixel * width + (i - pixel * per)];
+        parts[i] = p;
+#pragma unroll
+        for (int j = 0; j < N; j++) sum += to_float(p.x[j]);
+    }
+    float numbers = (float)pixels * (float)size, mean = block_sum(sum) / numbers, square = 0.0f;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            float d = to_float(parts[i].x[j]) - mean;
+            square += d * d;
+        }
+    }
+    float inverse = 1.0f / sqrtf(block_sum(square) / numbers + eps);
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        int pixel = i / per, at = i - pixel * per;
+        Part<T, N> p = parts[i];
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            float gain = inverse * weight[first + at * N + j];
+            from_float(activate((to_float(p.x[j]) - mean) * gain + bias[first + at * N + j], which), p.x[j]);
+        }
+        to[(i64)pixel * width + at] = p;
+    }
+}
+#define GROUP_WHOLE(T)                                                                                                 \
+    (const T *x, const float *weight, const float *bias, T *out, i64 pixels, int c, int size, float eps, int which)
+#define GROUP_WHOLE_OF(bytes)                                                                                          \
+    template <typename T> __device__ __forceinline__ void group_whole_##bytes GROUP_WHOLE(T) {                         \
+        group_whole<T, (bytes > sizeof(T) ? bytes / sizeof(T) : 1)>(x, weight, bias, out, pixels, c, size, eps, which);  \
+    }                                                                                                                  \
+    KERNELS(group_whole_##bytes, GROUP_WHOLE, (x, weight, bias, out, pixels, c, size, eps, which))
+GROUP_WHOLE_OF(16)
+GROUP_WHOLE_OF(8)
+GROUP_WHOLE_OF(4)
+
+// A row of `packs` packs, at most P for each lane of a warp, which are read once.
+template <typename T, int P>
+__device__ __forceinline__ void layer_norm_packs(const T *from, const float *weight, const float *bias, T *to, int c,
+                                                 int packs, float eps) {
+    const int W = 16 / sizeof(T);
+    int lane = threadIdx.x % 32;
+    Pack<T> p[P];
+    float sum = 0.0f, square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < P; i++) {
+        if (lane + 32 * i < packs) p[i] = ((const Pack<T> *)from)[lane + 32 * i];
+    }
+#pragma unroll
+    for (int i = 0; i < P; i++) {
+        if (lane + 32 * i < packs) {
+#pragma unroll
+            for (int j = 0; j < W; j++) sum += to_float(p[i].x[j]);
+        }
+    }
+    float mean = warp_sum(sum) / (float)c;
+#pragma unroll
+    for (int i = 0; i < P; i++) {
+        if (lane + 32 * i < packs) {
+#pragma unroll
+            for (int j = 0; j < W; j++) {
+                float d = to_float(p[i].x[j]) - mean;
+                square += d * d;
+            }
+        }
+    }
+    float inverse = 1.0f / sqrtf(warp_sum(square) / (float)c + eps);
+#pragma unroll
+    for (int i = 0; i < P; i++) {
+        int at = lane + 32 * i;
+        if (at < packs) {
+#pragma unroll
+            for (int j = 0; j < W; j++) {
+                float y = (to_float(p[i].x[j]) - mean) * inverse * weight[at * W + j];
+                from_float(bias ? y + bias[at * W + j] : y, p[i].x[j]);
+            }
+            ((Pack<T> *)to)[at] = p[i];
+        }
+    }
+}
+
+// x [rows, c] normalised over c; bias may be null. A warp for each row, 4 in a block.
 template <typename T>
 __device__ __forceinline__ void layer_norm(const T *x, const float *weight, const float *bias, T *out, i64 rows, int c,
                                            float eps) {
     const int W = 16 / sizeof(T);
-    i64 row = blockIdx.x * 8ll + threadIdx.x / 32;
+    i64 row = blockIdx.x * 4ll + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= rows) return;
     const T *from = x + row * c;
     T *to = out + row * c;
-    // Whole packs, where every row begins at one; the rest one by one.
-    int packs = c % W == 0 && (((u64)x | (u64)out) & 15) == 0 ? c / W : 0;
-    float sum = 0.0f;
-    for (int i = lane; i < packs; i += 32) {
-        Pack<T> p = ((const Pack<T> *)from)[i];
-#pragma unroll
-        for (int j = 0; j < W; j++) sum += to_float(p.x[j]);
+    int packs = c / W;
+    if (c % W == 0 && (((u64)x | (u64)out) & 15) == 0 && packs <= 320) {
+        if (packs <= 96) layer_norm_packs<T, 3>(from, weight, bias, to, c, packs, eps);
+        else if (packs <= 160) layer_norm_packs<T, 5>(from, weight, bias, to, c, packs, eps);
+        else layer_norm_packs<T, 10>(from, weight, bias, to, c, packs, eps);
+        return;
     }
-    for (int i = packs * W + lane; i < c; i += 32) sum += to_float(from[i]);
+    float sum = 0.0f, square = 0.0f;
+    for (int i = lane; i < c; i += 32) sum += to_float(from[i]);
     float mean = warp_sum(sum) / (float)c;
-    float square = 0.0f;
-    for (int i = lane; i < packs; i += 32) {
-        Pack<T> p = ((const Pack<T> *)from)[i];
-#pragma unroll
-        for (int j = 0; j < W; j++) {
-            float d = to_float(p.x[j]) - mean;
-            square += d * d;
-        }
-    }
-    for (int i = packs * W + lane; i < c; i += 32) {
+    for (int i = lane; i < c; i += 32) {
         float d = to_float(from[i]) - mean;
         square += d * d;
     }
     float inverse = 1.0f / sqrtf(warp_sum(square) / (float)c + eps);
-    for (int i = lane; i < packs; i += 32) {
-        Pack<T> p = ((const Pack<T> *)from)[i];
-#pragma unroll
-        for (int j = 0; j < W; j++) {
-            float y = (to_float(p.x[j]) - mean) * inverse * weight[i * W + j];
-            from_float(bias ? y + bias[i * W + j] : y, p.x[j]);
-        }
-        ((Pack<T> *)to)[i] = p;
-    }
-    for (int i = packs * W + lane; i < c; i += 32) {
+    for (int i = lane; i < c; i += 32) {
         float y = (to_float(from[i]) - mean) * inverse * weight[i];
         from_float(bias ? y + bias[i] : y, to[i]);
     }
