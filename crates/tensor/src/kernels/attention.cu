@@ -202,24 +202,51 @@ __device__ __forceinline__ u32 pair(float low, float high, bf16) {
 }
 #endif
 
-// Rows base .. base + 64 of x, `stride` numbers apart, into a tile; zeros beyond `rows` and beyond `d`.
+// Rows base .. base + 64 of x, `stride` numbers apart, into a tile; zeros beyond `rows` and beyond `d`, of which rows that
+// no product reads are left out.
 __device__ __forceinline__ void stage(u16 *tile, const u16 *x, int base, int rows, int d, i64 stride) {
-    for (int i = threadIdx.x; i < KEYS * TILES; i += 128) {
+    int needed = rows - base < KEYS ? (rows - base + 15) / 16 * 16 : KEYS;
+    for (int i = threadIdx.x; i < needed * TILES; i += 128) {
         int r = i / TILES, e = i % TILES * 8;
         bool there = base + r < rows && e < d;
         fetch(tile + r * ROW + e, there ? x + (base + r) * stride + e : x, there);
     }
 }
 
-// One branch for the queries of the block: acc = weight * softmax(q k^T) v. `q` holds the warp's fragments, 16 queries in
-// each of M, `factor` is the scale times log2(e), `first` the warp's first query.
+// Keys and values of one branch: `m` rows, of which those before `end` count, `rounds` tiles.
+template <typename T> struct Branch {
+    const u16 *k, *v;
+    int m, end, rounds;
+    i64 stride;
+};
+template <typename T>
+__device__ __forceinline__ Branch<T> branch_of(const T *k, const T *v, int m, int end, i64 stride) {
+    return {(const u16 *)k, (const u16 *)v, m, end, (end + KEYS - 1) / KEYS, stride};
+}
+
+// Two pairs of tiles: keys and values of this round and of the next.
+#define PAIR (2 * KEYS * ROW)
+
+// Asks for the tiles of a round, the second branch's following the first's.
+template <typename T>
+__device__ __forceinline__ void request(u16 *tiles, const Branch<T> &one, const Branch<T> &two, int round, int d) {
+    const Branch<T> &of = round < one.rounds ? one : two;
+    int base = (round < one.rounds ? round : round - one.rounds) * KEYS;
+    u16 *to = tiles + round % 2 * PAIR;
+    stage(to, of.k, base, of.m, d, of.stride);
+    stage(to + KEYS * ROW, of.v, base, of.m, d, of.stride);
+    fetch_commit();
+}
+
+// One branch for the queries of the block, the second where `later`: acc = weight * softmax(q k^T) v. Its first tiles are
+// on their way. `q` holds the warp's fragments, 16 queries in each of M, `factor` is the scale times log2(e), `first` the
+// warp's first query.
 template <typename T, int M>
-__device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, const u16 *k, const u16 *v, int m,
-                                       int d, i64 stride, int first, int block_end, float factor, int causal,
+__device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, const Branch<T> &one,
+                                       const Branch<T> &two, bool later, int d, int first, float factor, int causal,
                                        float weight, float (&acc)[M][TILES][4]) {
     int lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
-    // Two pairs of tiles: keys and values of this round and of the next.
-    const int PAIR = 2 * KEYS * ROW;
+    int m = later ? two.m : one.m, from = later ? one.rounds : 0, to = later ? one.rounds + two.rounds : one.rounds;
     float highest[M][2], total[M][2];
 #pragma unroll
     for (int part = 0; part < M; part++) {
@@ -230,17 +257,13 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
 #pragma unroll
             for (int i = 0; i < 4; i++) acc[part][j][i] = 0.0f;
     }
-    int end = causal && block_end < m ? block_end : m;
-    stage(tiles, k, 0, m, d, stride);
-    stage(tiles + KEYS * ROW, v, 0, m, d, stride);
-    fetch_commit();
-    for (int base = 0, round = 0; base < end; base += KEYS, round++) {
+    for (int round = from; round < to; round++) {
         const u16 *keys = tiles + round % 2 * PAIR, *values = keys + KEYS * ROW;
-        if (base + KEYS < end) {
-            u16 *next = tiles + (round + 1) % 2 * PAIR;
-            stage(next, k, base + KEYS, m, d, stride);
-            stage(next + KEYS * ROW, v, base + KEYS, m, d, stride);
-            fetch_commit();
+        int base = (round - from) * KEYS;
+        // Sixteens of keys that there are.
+        int used = m - base < KEYS ? (m - base + 15) / 16 : KEYS / 16;
+        if (round + 1 < one.rounds + two.rounds) {
+            request(tiles, one, two, round + 1, d);
             fetch_wait<1>();
         } else {
             fetch_wait<0>();
@@ -257,6 +280,7 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
             for (int j = 0; j < 8; j += 2) {
+                if (j / 2 >= used) break;
                 // Keys j 8 .. j 8 + 16 and 16 numbers of each.
                 u32 b[4];
                 load4(b, keys + (j * 8 + lane / 16 * 8 + lane % 8) * ROW + step * 16 + lane / 8 % 2 * 8);
@@ -298,12 +322,14 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
                 total[part][h] *= change[h];
             }
 #pragma unroll
-            for (int j = 0; j < 8; j++)
+            for (int j = 0; j < 8; j++) {
+                if (j / 2 >= used) break;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     s[part][j][i] = power_of_two(s[part][j][i] * factor - top[i / 2]);
                     total[part][i / 2] += s[part][j][i];
                 }
+            }
 #pragma unroll
             for (int j = 0; j < TILES; j++)
 #pragma unroll
@@ -311,6 +337,7 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
         }
 #pragma unroll
         for (int step = 0; step < 4; step++) {
+            if (step >= used) break;
             // The scores' registers are the weights' fragments as they lie.
             u32 a[M][4];
 #pragma unroll
@@ -358,12 +385,23 @@ __device__ __forceinline__ void attend_rows(const T *q, const T *k, const T *v, 
     int n = counts.n, d = counts.d, head = blockIdx.y, picture = blockIdx.z;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
     int block = blockIdx.x * 64 * M, first = block + warp * 16 * M;
-    // The block's queries by way of the first tiles.
+    // The block's queries by way of the second tiles, while the first keys and values come.
     const u16 *mine = (const u16 *)q + (i64)picture * n * strides.q + head * d;
 #pragma unroll
-    for (int part = 0; part < M; part++) stage(tiles + part * KEYS * ROW, mine, block + part * 64, n, d, strides.q);
+    for (int part = 0; part < M; part++) {
+        stage(tiles + PAIR + part * KEYS * ROW, mine, block + part * 64, n, d, strides.q);
+    }
     fetch_commit();
-    fetch_wait<0>();
+    int last = block + 64 * M;
+    i64 at = (i64)picture * counts.m * strides.k + head * d;
+    Branch<T> one = branch_of(k + at, v + at, counts.m, causal && last < counts.m ? last : counts.m, strides.k), two = one;
+    two.rounds = 0;
+    if (M == 1 && k2) {
+        at = (i64)picture * counts.m2 * strides.k2 + head * d;
+        two = branch_of(k2 + at, v2 + at, counts.m2, counts.m2, strides.k2);
+    }
+    request(tiles, one, two, 0, d);
+    fetch_wait<1>();
     __syncthreads();
     u32 fragments[M][STEPS][4];
 #pragma unroll
@@ -371,19 +409,15 @@ __device__ __forceinline__ void attend_rows(const T *q, const T *k, const T *v, 
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             load4(fragments[part][step],
-                  tiles + ((warp * M + part) * 16 + lane % 16) * ROW + step * 16 + lane / 16 * 8);
+                  tiles + PAIR + ((warp * M + part) * 16 + lane % 16) * ROW + step * 16 + lane / 16 * 8);
         }
     __syncthreads();
     float sum[M][TILES][4];
     float factor = scale * 1.4426950408889634f;
-    i64 at = (i64)picture * counts.m * strides.k + head * d;
-    branch<T, M>(fragments, tiles, (const u16 *)k + at, (const u16 *)v + at, counts.m, d, strides.k, first,
-                 block + 64 * M, factor, causal, 1.0f, sum);
+    branch<T, M>(fragments, tiles, one, two, false, d, first, factor, causal, 1.0f, sum);
     if (M == 1 && k2) {
         float second[M][TILES][4];
-        at = (i64)picture * counts.m2 * strides.k2 + head * d;
-        branch<T, M>(fragments, tiles, (const u16 *)k2 + at, (const u16 *)v2 + at, counts.m2, d, strides.k2, first,
-                     block + 64 * M, factor, 0, weight, second);
+        branch<T, M>(fragments, tiles, one, two, true, d, first, factor, 0, weight, second);
 #pragma unroll
         for (int j = 0; j < TILES; j++)
 #pragma unroll
