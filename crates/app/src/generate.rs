@@ -134,6 +134,7 @@ pub(crate) fn precision(arg: Option<PrecisionArg>) -> Precision {
         Some(PrecisionArg::F32) => Precision::F32,
         Some(PrecisionArg::Bf16) => Precision::Bf16,
         Some(PrecisionArg::F16) => Precision::F16,
+        Some(PrecisionArg::Fp8) => Precision::Fp8,
     }
 }
 

@@ -42,9 +42,12 @@ pub(crate) fn dtype(precision: Precision, device: Device, small: bool) -> Result
     Ok(match (precision, device) {
         (Precision::F32, _) => DType::F32,
         (Precision::Bf16, _) => DType::BF16,
-        (Precision::F16 | Precision::Auto, Device::Cuda(_)) => DType::F16,
+        (Precision::F16 | Precision::Fp8 | Precision::Auto, Device::Cuda(_)) => DType::F16,
         (Precision::F16, Device::Cpu) => {
             return Error::refused("--precision f16 needs a GPU; on the CPU use auto, f32 or bf16");
+        }
+        (Precision::Fp8, Device::Cpu) => {
+            return Error::refused("--precision fp8 needs a GPU; on the CPU use auto, f32 or bf16");
         }
         (Precision::Auto, Device::Cpu) if small => DType::F32,
         (Precision::Auto, Device::Cpu) => DType::BF16,

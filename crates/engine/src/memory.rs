@@ -46,7 +46,7 @@ fn on_device(device: Device) -> Result<Option<u64>> {
 
 /// Refuses a benchmark that clearly needs more than the memory that is there.
 pub(crate) fn check_bench(what: &str, need: u64, there: Option<u64>, compute: Compute) -> Result<()> {
-    let Compute { device, dtype } = compute;
+    let Compute { device, dtype, .. } = compute;
     let on_device = on_device(device)?;
     let Some(there) = on_device.or(there).filter(|there| need > *there) else { return Ok(()) };
     let advice = match dtype {

@@ -71,6 +71,8 @@ pub struct Plan {
 pub(crate) struct Compute {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+    /// Whether most linear layers of the transformers compute in 8 bits.
+    pub(crate) narrow: bool,
 }
 
 /// How the face is used.
@@ -135,7 +137,7 @@ impl Plan {
             rng: request.rng,
             identity: None,
             device: compute.device.to_string(),
-            precision: compute.dtype.to_string(),
+            precision: compute.precision(),
             models: stack.records(),
             compute,
             note,
@@ -215,6 +217,21 @@ impl Compute {
         if narrow { DType::BF16 } else { DType::F32 }
     }
 
+    /// The numbers of the denoising networks as users name them.
+    pub(crate) fn precision(self) -> String {
+        if self.narrow { "fp8".into() } else { self.dtype.to_string() }
+    }
+
+    /// Refuses 8 bits where a network was not `narrowed` to them.
+    pub(crate) fn check_narrow(narrowed: bool) -> Result<()> {
+        match narrowed {
+            true => Ok(()),
+            false => Error::refused(
+                "--precision fp8 needs a Hopper card, such as H100 or H200, and cuBLASLt of CUDA 12.9 or later; use f16",
+            ),
+        }
+    }
+
     /// What was asked for, and a sentence about it for the user; `parameters` of the denoising networks decide where
     /// nothing was said.
     pub(crate) fn choose(
@@ -224,7 +241,7 @@ impl Compute {
     ) -> Result<(Compute, Option<String>)> {
         let (device, note) = device::choose(device)?;
         let dtype = device::dtype(precision, device, parameters <= SMALL)?;
-        Ok((Compute { device, dtype }, note))
+        Ok((Compute { device, dtype, narrow: precision == Precision::Fp8 }, note))
     }
 }
 

@@ -32,6 +32,8 @@ pub enum Precision {
     Bf16,
     /// Half precision, on a GPU.
     F16,
+    /// Half precision, but 8 bits in most linear layers of the transformers, on a Hopper.
+    Fp8,
 }
 
 /// Where to compute.

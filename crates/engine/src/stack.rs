@@ -316,6 +316,9 @@ impl Stack {
             if let Some(adapter) = self.adapter.as_ref().filter(|_| identity_branch) {
                 unet.attach_identity(&adapter.ip_adapter.root())?;
             }
+            if compute.narrow {
+                Compute::check_narrow(unet.narrow()?)?;
+            }
             Ok(unet)
         })
     }
@@ -324,8 +327,13 @@ impl Stack {
     pub(crate) fn identitynet(&self, compute: Compute) -> Result<ControlNet> {
         let Some(part) = &self.identitynet else { return Error::refused("there is no IdentityNet") };
         let config = identitynet_config(part)?;
-        let load = || ControlNet::load(&part.weights.root(), &config, &compute.device, compute.dtype);
-        Ok(compute.device.run(load)?)
+        compute.device.run(|| {
+            let mut net = ControlNet::load(&part.weights.root(), &config, &compute.device, compute.dtype)?;
+            if compute.narrow {
+                Compute::check_narrow(net.narrow()?)?;
+            }
+            Ok(net)
+        })
     }
 
     /// Builds the decoder in the numbers of [`Compute::vae_dtype`].

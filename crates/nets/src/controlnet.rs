@@ -213,6 +213,15 @@ impl ControlNet {
         })
     }
 
+    /// From now on computes the linear layers behind the transformers' norms in 8 bits (e4m3), where the device can;
+    /// returns whether it does.
+    ///
+    /// # Errors
+    /// What the device says; no memory.
+    pub fn narrow(&mut self) -> Result<bool> {
+        self.encoder.narrow()
+    }
+
     /// The configuration it was built with.
     pub fn config(&self) -> &ControlNetConfig {
         &self.config

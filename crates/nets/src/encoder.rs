@@ -76,6 +76,11 @@ impl Block {
         }
     }
 
+    /// As [`Transformer2D::narrow`].
+    pub(crate) fn narrow(&mut self) -> Result<bool> {
+        self.attentions.iter_mut().try_fold(true, |all, attention| Ok(attention.narrow()? && all))
+    }
+
     /// The cross-attentions in the order in which they run.
     pub(crate) fn cross_attentions(&self) -> impl Iterator<Item = &CrossAttention> {
         self.attentions.iter().flat_map(|a| a.transformer_blocks.iter().map(|block| &block.attn2))
@@ -175,6 +180,18 @@ impl Encoder {
                 Some(MidBlock { first: resnet(0)?, attention: Some((attention, resnet(1)?)) })
             }
         })
+    }
+
+    /// As [`Transformer2D::narrow`].
+    pub(crate) fn narrow(&mut self) -> Result<bool> {
+        let mut all = true;
+        for down in &mut self.down_blocks {
+            all &= down.block.narrow()?;
+        }
+        if let Some((attention, _)) = self.mid_block.as_mut().and_then(|mid| mid.attention.as_mut()) {
+            all &= attention.narrow()?;
+        }
+        Ok(all)
     }
 
     /// The cross-attentions of the way down and of the middle, in the order in which they run.

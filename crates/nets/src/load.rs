@@ -1,7 +1,7 @@
 //! From named tensors to layers: shapes are checked before a tensor is read, layers are packed once.
 
 use crate::Result;
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Rows};
 use tensor::{DType, Device, Tensor};
 use weights::Scope;
 
@@ -127,5 +127,10 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(x, &self.weight, Some(&self.bias), self.eps)?)
+    }
+
+    /// As `next` reads it.
+    pub(crate) fn forward_for(&self, next: &Linear, x: &Tensor) -> Result<Rows> {
+        Ok(ops::layer_norm_for(next, x, &self.weight, &self.bias, self.eps)?)
     }
 }

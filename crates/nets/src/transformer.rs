@@ -4,7 +4,7 @@ use crate::Result;
 use crate::load::{GroupNorm, LayerNorm, Loader};
 use std::sync::Arc;
 use tensor::Tensor;
-use tensor::ops::{self, Activation, KeyValue, Linear, PackedKeyValue};
+use tensor::ops::{self, Activation, KeyValue, Linear, PackedKeyValue, Rows};
 
 /// Keys and values of a context `[b, m, c]`, which does not change between steps: packed once for the product.
 pub(crate) fn keys(to_k: &Linear, to_v: &Linear, context: &Tensor, heads: usize) -> Result<Arc<PackedKeyValue>> {
@@ -47,9 +47,9 @@ impl SelfAttention {
     }
 
     /// `x` normalised, `residual` before normalisation, both `[b, n, c]`.
-    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Rows, residual: &Tensor) -> Result<Tensor> {
         let scale = scale(residual.last_dim(), self.heads);
-        let x = ops::attention_joined(&self.to_qkv.forward(x)?, self.heads, scale, false)?;
+        let x = ops::attention_joined(&self.to_qkv.forward_rows(x, None)?, self.heads, scale, false)?;
         Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
     }
 }
@@ -75,10 +75,10 @@ impl CrossAttention {
     }
 
     /// As [`SelfAttention::forward`], to `keys`.
-    fn forward(&self, x: &Tensor, keys: &CrossKeys, identity_scale: f32, residual: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Rows, keys: &CrossKeys, identity_scale: f32, residual: &Tensor) -> Result<Tensor> {
         // A weight of nothing must give the bytes of no identity, so the branch is not run at all.
         let second = keys.identity.as_deref().filter(|_| identity_scale != 0.0).map(|keys| (keys, identity_scale));
-        let q = self.to_q.forward(x)?;
+        let q = self.to_q.forward_rows(x, None)?;
         let x = ops::attention_packed(&q, &keys.text, scale(q.last_dim(), self.heads), second)?;
         Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
     }
@@ -116,12 +116,18 @@ impl TransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, keys: &CrossKeys, identity_scale: f32) -> Result<Tensor> {
-        let mut x = self.attn1.forward(&self.norm1.forward(x)?, x)?;
-        let mut h = self.norm2.forward(&x)?;
+        let mut x = self.attn1.forward(&self.norm1.forward_for(&self.attn1.to_qkv, x)?, x)?;
+        let mut h = self.norm2.forward_for(&self.attn2.to_q, &x)?;
         x = self.attn2.forward(&h, keys, identity_scale, &x)?;
-        h = self.norm3.forward(&x)?;
-        h = self.ff_in.forward_geglu(&h)?;
-        Ok(self.ff_out.forward_with(&h, Activation::None, Some(&x))?)
+        h = self.norm3.forward_for(&self.ff_in, &x)?;
+        h = self.ff_in.forward_geglu_for(&self.ff_out, &h)?;
+        Ok(self.ff_out.forward_rows(&h, Some(&x))?)
+    }
+
+    /// The layers that read normalised rows compute in 8 bits from now on, and the one behind them; whether they can.
+    fn narrow(&mut self) -> Result<bool> {
+        let layers = [&mut self.attn1.to_qkv, &mut self.attn2.to_q, &mut self.ff_in, &mut self.ff_out];
+        layers.into_iter().try_fold(true, |all, layer| Ok(layer.narrow()? && all))
     }
 }
 
@@ -136,6 +142,11 @@ pub(crate) struct Transformer2D {
 }
 
 impl Transformer2D {
+    /// Computes what the blocks' norms lead to in 8 bits from now on; whether all of it can be.
+    pub(crate) fn narrow(&mut self) -> Result<bool> {
+        self.transformer_blocks.iter_mut().try_fold(true, |all, block| Ok(block.narrow()? && all))
+    }
+
     /// `next` counts the cross-attentions loaded so far.
     pub(crate) fn load(
         at: &Loader,

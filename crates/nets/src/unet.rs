@@ -112,6 +112,19 @@ impl UNet {
         !self.identity.is_empty()
     }
 
+    /// From now on computes the linear layers behind the transformers' norms in 8 bits (e4m3), where the device can;
+    /// returns whether it does.
+    ///
+    /// # Errors
+    /// What the device says; no memory.
+    pub fn narrow(&mut self) -> Result<bool> {
+        let mut all = self.encoder.narrow()?;
+        for up in &mut self.up_blocks {
+            all &= up.block.narrow()?;
+        }
+        Ok(all)
+    }
+
     /// Attaches the second branch of every text cross-attention (IP-Adapter, arXiv:2308.06721), replacing an earlier
     /// one. The adapter's names number diffusers' attention processors, `1.to_k_ip.weight` being the first.
     ///

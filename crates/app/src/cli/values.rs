@@ -39,6 +39,8 @@ pub(crate) enum PrecisionArg {
     Bf16,
     /// 16 bits with more digits and less range.
     F16,
+    /// f16, but 8 bits in most linear layers of the transformers: faster on a Hopper, less exact.
+    Fp8,
 }
 
 /// Whose noise a seed stands for.

@@ -177,7 +177,7 @@ impl BenchRequest {
             ("config", Some(json!(config))),
             ("size", size),
             ("device", Some(json!(compute.device.to_string()))),
-            ("precision", Some(json!(compute.dtype.to_string()))),
+            ("precision", Some(json!(compute.precision()))),
             ("threads", Some(json!(tensor::threads()))),
             ("runs", Some(json!(self.runs.max(1)))),
         ];
@@ -193,7 +193,7 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
 }
 
 /// Measures what the arithmetic units give, and compares.
-fn rate(flop: u64, ms: f64, Compute { device, dtype }: Compute) -> Result<Rate> {
+fn rate(flop: u64, ms: f64, Compute { device, dtype, .. }: Compute) -> Result<Rate> {
     let peak = tensor::measure_peak_of(&device, dtype)?;
     let per_s = flop as f64 / ms * 1e3;
     Ok(Rate {

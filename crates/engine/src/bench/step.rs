@@ -34,7 +34,11 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let (load_ms, nets) = timed(|| {
         let mut unet = UNet::load(&random.root(), &shapes.unet, &compute.device, compute.dtype)?;
         unet.attach_identity(&random.root())?;
-        Ok((unet, ControlNet::load(&random.root(), &shapes.identitynet, &compute.device, compute.dtype)?))
+        let mut net = ControlNet::load(&random.root(), &shapes.identitynet, &compute.device, compute.dtype)?;
+        if compute.narrow {
+            Compute::check_narrow(unet.narrow()? && net.narrow()?)?;
+        }
+        Ok((unet, net))
     })?;
     let nets = (&nets.0, Some(&nets.1));
     let inputs = Inputs::new(shapes, size, compute)?;

@@ -153,6 +153,7 @@ fn by_products(q: Columns, kv: &Keys, heads: usize, scale: f32) -> Result<Option
                 alpha: scale,
                 bias: None,
                 residual: None,
+                scales: None,
             };
             let (count, keys) = (rows as i32, m as i32);
             // SAFETY: the sizes are the tensors' own, which the caller compared; a block of the softmax has one row.

@@ -16,6 +16,7 @@ pub(super) enum Family {
     Attention,
     Conv,
     Elementwise,
+    Narrow,
     Norm,
     Shape,
 }
@@ -26,6 +27,7 @@ impl Family {
             Family::Attention => "attention.cu",
             Family::Conv => "conv.cu",
             Family::Elementwise => "elementwise.cu",
+            Family::Narrow => "narrow.cu",
             Family::Norm => "norm.cu",
             Family::Shape => "shape.cu",
         }
@@ -37,6 +39,7 @@ impl Family {
             Family::Attention => include_str!("../kernels/attention.cu"),
             Family::Conv => include_str!("../kernels/conv.cu"),
             Family::Elementwise => include_str!("../kernels/elementwise.cu"),
+            Family::Narrow => include_str!("../kernels/narrow.cu"),
             Family::Norm => include_str!("../kernels/norm.cu"),
             Family::Shape => include_str!("../kernels/shape.cu"),
         };
@@ -305,7 +308,8 @@ mod tests {
             println!("NVRTC is not here; nothing was compiled");
             return;
         }
-        let plain = [Family::Conv, Family::Elementwise, Family::Norm, Family::Shape].map(|family| (family, 0));
+        let plain =
+            [Family::Conv, Family::Elementwise, Family::Narrow, Family::Norm, Family::Shape].map(|family| (family, 0));
         let heads = crate::cuda::attention::HEADS.map(|head| (Family::Attention, head));
         for (family, head) in plain.into_iter().chain(heads).chain([(Family::Attention, 0)]) {
             for arch in ["sm_75", "sm_90", "compute_80"] {

@@ -15,7 +15,7 @@ use std::ffi::c_void;
 
 /// A layer's weight `[out, in]`, and its bias in f32 and in the weight's type.
 pub(crate) struct Layer {
-    pub(super) weight: Tensor,
+    pub(crate) weight: Tensor,
     pub(super) bias: Option<Tensor>,
     pub(super) narrow: Option<Tensor>,
 }
@@ -68,6 +68,7 @@ pub(super) fn forward_with(x: &Tensor, layer: &Layer, after: &Finish) -> Result<
         alpha: 1.0,
         bias: at(bias)?,
         residual: at(residual)?,
+        scales: None,
     };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     if unsafe { gpu.product(&product)? } {
@@ -110,18 +111,26 @@ pub(super) struct Product {
     pub(super) bias: Option<u64>,
     /// Lies as `out` does.
     pub(super) residual: Option<u64>,
+    /// Where `x` and `w` are 8-bit numbers: the scales of their rows, f32.
+    pub(super) scales: Option<[u64; 2]>,
 }
 
 impl Product {
     fn work(&self) -> Work {
         let Product { rows, depth, columns, .. } = *self;
         let said = |is: bool, text| if is { text } else { "" };
-        let more = [said(self.bias.is_some(), " + bias"), said(self.residual.is_some(), " + residual")].concat();
+        let more = [
+            said(self.scales.is_some(), ", 8 bits"),
+            said(self.bias.is_some(), " + bias"),
+            said(self.residual.is_some(), " + residual"),
+        ]
+        .concat();
         let outputs = rows * columns * (1 + usize::from(self.residual.is_some()));
         Work {
             name: format!("linear {rows}x{depth} -> {columns}{more}, {}", self.dtype),
             flop: 2 * (rows * depth * columns) as u64,
-            bytes: ((rows * depth + depth * columns) * self.dtype.bytes() + outputs * self.out_dtype.bytes()) as u64,
+            bytes: ((rows * depth + depth * columns) * if self.scales.is_some() { 1 } else { self.dtype.bytes() }
+                + outputs * self.out_dtype.bytes()) as u64,
         }
     }
 
@@ -134,6 +143,7 @@ impl Product {
             types: [self.dtype, self.out_dtype],
             bias: self.bias.is_some(),
             residual: self.residual.is_some(),
+            narrow: self.scales.is_some(),
             alignment: 1 << all.trailing_zeros().min(8),
         }
     }
@@ -150,6 +160,8 @@ struct Key {
     types: [DType; 2],
     bias: bool,
     residual: bool,
+    /// Whether input and weight are 8-bit numbers.
+    narrow: bool,
     /// What all addresses are multiples of.
     alignment: u32,
 }
@@ -157,8 +169,8 @@ struct Key {
 impl Key {
     /// As it is remembered on disk.
     fn name(&self) -> String {
-        let Key { sizes, strides, transposed, types, bias, residual, alignment } = self;
-        format!("{sizes:?} {strides:?} {transposed} {types:?} {bias} {residual} {alignment}")
+        let Key { sizes, strides, transposed, types, bias, residual, narrow, alignment } = self;
+        format!("{sizes:?} {strides:?} {transposed} {types:?} {bias} {residual} {narrow} {alignment}")
     }
 }
 
@@ -253,14 +265,21 @@ impl Blas {
                     set(D::CUBLASLT_MATMUL_DESC_EPILOGUE),
                 )?;
             }
-            let layout = |dtype, height: u64, width: u64, stride: usize| {
+            let layout = |kind, height: u64, width: u64, stride: usize| {
                 let mut layout = std::ptr::null_mut();
-                ok(lt::cublasLtMatrixLayoutCreate(&mut layout, kind(dtype), height, width, stride as i64))
-                    .map(|()| layout)
+                ok(lt::cublasLtMatrixLayoutCreate(&mut layout, kind, height, width, stride as i64)).map(|()| layout)
             };
-            let weight = layout(key.types[0], across, down, key.strides[1])?;
-            let input = layout(key.types[0], depth, rows, key.strides[0])?;
-            let output = layout(key.types[1], columns, rows, key.strides[2])?;
+            let operand = if key.narrow { lt::cudaDataType::CUDA_R_8F_E4M3 } else { kind(key.types[0]) };
+            if key.narrow {
+                let rows = lt::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
+                attribute(rows, set(D::CUBLASLT_MATMUL_DESC_A_SCALE_MODE))?;
+                attribute(rows, set(D::CUBLASLT_MATMUL_DESC_B_SCALE_MODE))?;
+                attribute(1i8, set(D::CUBLASLT_MATMUL_DESC_FAST_ACCUM))?;
+                attribute(kind(key.types[0]) as i32, set(D::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE))?;
+            }
+            let weight = layout(operand, across, down, key.strides[1])?;
+            let input = layout(operand, depth, rows, key.strides[0])?;
+            let output = layout(kind(key.types[1]), columns, rows, key.strides[2])?;
             ok(lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
             let prefer = |what: P| {
                 move |value: *const c_void, size: usize| {
@@ -321,11 +340,19 @@ impl Gpu {
         }
         let Blas { handle, workspaces, plans, choices } = &mut *blas;
         let Some(Some(plan)) = plans.get_mut(&key) else { return Ok(false) };
-        let what = lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-        // SAFETY: the attribute is an address.
-        let told = product.bias.is_none_or(|at| unsafe {
-            attribute(at, |value, size| lt::cublasLtMatmulDescSetAttribute(plan.description, what, value, size))
-                .is_some()
+        use lt::cublasLtMatmulDescAttributes_t as D;
+        let [x_scales, w_scales] = product.scales.map_or([None; 2], |scales| scales.map(Some));
+        let pointers = [
+            (D::CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias),
+            (D::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, w_scales),
+            (D::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x_scales),
+        ];
+        let told = pointers.into_iter().filter_map(|(what, at)| Some((what, at?))).all(|(what, at)| {
+            // SAFETY: the attribute is an address.
+            unsafe {
+                attribute(at, |value, size| lt::cublasLtMatmulDescSetAttribute(plan.description, what, value, size))
+                    .is_some()
+            }
         });
         let scratch = workspaces[usize::from(aside())];
         // SAFETY: the layouts were made from the sizes for which the caller vouches; the workspace is as large as the

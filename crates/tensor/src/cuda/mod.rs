@@ -17,6 +17,7 @@ mod kernels;
 mod libraries;
 pub(crate) mod linear;
 mod memory;
+pub(crate) mod narrow;
 pub(crate) mod norm;
 mod peak;
 mod profile;

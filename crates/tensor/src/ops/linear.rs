@@ -7,11 +7,13 @@ use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
 
 /// A linear layer whose weight was packed for the device's product. The tensor it came from may be dropped.
 pub struct Linear {
-    packed: Packed<PackedColumns>,
-    inputs: usize,
-    outputs: usize,
-    device: Device,
-    dtype: DType,
+    pub(super) packed: Packed<PackedColumns>,
+    /// The weight in 8 bits, in place of the packed one; see [`Linear::narrow`].
+    pub(super) eights: Option<cuda::narrow::Rows>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) device: Device,
+    pub(super) dtype: DType,
 }
 
 /// A layer's weight and bias as the device's product takes them.
@@ -74,7 +76,7 @@ impl Linear {
             }
             Device::Cuda(_) => Packed::Cuda(cuda::linear::Layer::new(weight, bias)?),
         };
-        Ok(Linear { packed, inputs: k, outputs: n, device, dtype: weight.dtype() })
+        Ok(Linear { packed, eights: None, inputs: k, outputs: n, device, dtype: weight.dtype() })
     }
 
     /// Width of the input.
@@ -123,6 +125,7 @@ impl Linear {
             Packed::Cpu(packed, bias) => {
                 by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward::<T>(x, packed, bias.as_deref(), activation, residual))
             }
+            Packed::Cuda(_) if self.eights.is_some() => self.forward_narrowing(x, activation, residual),
             Packed::Cuda(layer) => cuda::linear::forward(x, layer, activation, residual),
         }
     }
@@ -143,6 +146,9 @@ impl Linear {
         match &self.packed {
             Packed::Cpu(packed, bias) => {
                 by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward_joined::<T>([a, b], packed, bias.as_deref()))
+            }
+            Packed::Cuda(_) if self.eights.is_some() => {
+                self.forward_narrowing(&super::concat_last(&[a, b])?, Activation::None, None)
             }
             // One more copy at the speed of memory, where two products would read and write the result twice.
             Packed::Cuda(layer) => cuda::linear::forward(&super::concat_last(&[a, b])?, layer, Activation::None, None),
@@ -166,6 +172,9 @@ impl Linear {
         match &self.packed {
             Packed::Cpu(packed, bias) => {
                 by_dtype!("geglu", "the input", self.dtype, T => cpu::linear::forward_geglu::<T>(x, packed, bias.as_deref()))
+            }
+            Packed::Cuda(_) if self.eights.is_some() => {
+                cuda::elementwise::geglu(&self.forward_narrowing(x, Activation::None, None)?)
             }
             Packed::Cuda(layer) => cuda::linear::forward_geglu(x, layer),
         }

@@ -6,7 +6,7 @@ use crate::tensor::by_dtype;
 use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
 
 /// Checks that `t` holds `c` numbers and lies where `x` does, and brings it to f32.
-fn channels(op: &'static str, what: &'static str, t: &Tensor, x: &Tensor, c: usize) -> Result<Tensor> {
+pub(super) fn channels(op: &'static str, what: &'static str, t: &Tensor, x: &Tensor, c: usize) -> Result<Tensor> {
     if t.shape() != [c] {
         return Err(Error::shape(op, what, t.shape(), format!("[{c}]")));
     }

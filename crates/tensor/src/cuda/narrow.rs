@@ -1,0 +1,145 @@
+//! Linear layers in 8 bits (e4m3) with a scale for each row of the input and of the weight: twice the arithmetic of 16
+//! bits on Hopper, at about three bits of mantissa.
+
+use super::gpu::Gpu;
+use super::kernels::Family;
+use super::linear::{Layer, Matrix, Product};
+use super::profile::Work;
+use super::{fresh, place, transfer};
+use crate::{DType, Result, Tensor};
+
+/// Rows of 8-bit numbers and their scales.
+#[derive(Clone)]
+pub(crate) struct Rows {
+    /// The bytes, two in each number of the tensor.
+    bytes: Tensor,
+    scales: Tensor,
+    /// The shape whose last dimension is a row.
+    shape: Vec<usize>,
+    /// What they were rounded from, and what products of them are in.
+    dtype: DType,
+}
+
+impl Rows {
+    fn empty(gpu: &'static Gpu, shape: &[usize], dtype: DType) -> Result<Rows> {
+        let count: usize = shape.iter().product();
+        let rows = count / shape.last().copied().unwrap_or(1).max(1);
+        Ok(Rows {
+            bytes: transfer::empty(gpu, DType::F16, &[count / 2])?,
+            scales: transfer::empty(gpu, DType::F32, &[rows])?,
+            shape: shape.to_vec(),
+            dtype,
+        })
+    }
+
+    fn rows(&self) -> usize {
+        self.scales.len()
+    }
+
+    fn width(&self) -> usize {
+        self.shape.last().copied().unwrap_or(0)
+    }
+
+    fn places(&self) -> Result<[u64; 2]> {
+        Ok([place(&self.bytes)?.1, place(&self.scales)?.1])
+    }
+}
+
+/// Whether a layer of this shape can be computed in 8 bits here; the scales for rows need a Hopper.
+pub(crate) fn fits(weight: &Tensor) -> Result<bool> {
+    let (gpu, _) = place(weight)?;
+    let sizes = weight.shape().iter().all(|size| size % 16 == 0);
+    Ok(gpu.arch == 90 && weight.dtype() != DType::F32 && weight.shape().len() == 2 && sizes)
+}
+
+/// The rows of `x` in 8 bits.
+pub(crate) fn rows(x: &Tensor) -> Result<Rows> {
+    let (gpu, from) = place(x)?;
+    let out = Rows::empty(gpu, x.shape(), x.dtype())?;
+    let [to, scales] = out.places()?;
+    let kernel = gpu.kernel(Family::Narrow, "narrow_rows", x.dtype())?;
+    let (rows, c) = (out.rows() as i64, out.width() as i32);
+    let grid = [out.rows().div_ceil(4) as u32, 1, 1];
+    // SAFETY: the sizes are the tensors' own; a block has four rows.
+    unsafe { gpu.launch("narrow", kernel, grid, 128, 0, &[&from, &to, &scales, &rows, &c])? };
+    Ok(out)
+}
+
+/// The widest rows that [`layer_norm`] takes.
+pub(crate) const WIDEST_NORM: usize = 8 * 32 * 8;
+/// The widest rows that [`geglu`] gives.
+pub(crate) const WIDEST_GEGLU: usize = 8 * 128 * 5;
+
+/// Layer normalisation in 8 bits; weight and bias in f32.
+pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Rows> {
+    let ((gpu, from), (_, weight), (_, bias)) = (place(x)?, place(weight)?, place(bias)?);
+    let out = Rows::empty(gpu, x.shape(), x.dtype())?;
+    let [to, scales] = out.places()?;
+    let kernel = gpu.kernel(Family::Narrow, "narrow_norm", x.dtype())?;
+    let (rows, c) = (out.rows() as i64, out.width() as i32);
+    let grid = [out.rows().div_ceil(4) as u32, 1, 1];
+    gpu.note("narrow_norm", || Work {
+        name: format!("layer norm {rows}x{c} to 8 bits"),
+        flop: 0,
+        bytes: (x.len() * (x.dtype().bytes() + 1)) as u64,
+    });
+    // SAFETY: as above.
+    unsafe {
+        gpu.launch("narrow_norm", kernel, grid, 128, 0, &[&from, &weight, &bias, &to, &scales, &rows, &c, &eps])?;
+    }
+    Ok(out)
+}
+
+/// First half of the last dimension times GELU of the second half, in 8 bits.
+pub(crate) fn geglu(both: &Tensor) -> Result<Rows> {
+    let (gpu, from) = place(both)?;
+    let mut shape = both.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last /= 2;
+    }
+    let out = Rows::empty(gpu, &shape, both.dtype())?;
+    let [to, scales] = out.places()?;
+    let kernel = gpu.kernel(Family::Narrow, "narrow_geglu", both.dtype())?;
+    let width = out.width() as i32;
+    gpu.note("narrow_geglu", || Work {
+        name: format!("geglu {:?} to 8 bits", both.shape()),
+        flop: 0,
+        bytes: (both.len() * both.dtype().bytes() + both.len() / 2) as u64,
+    });
+    // SAFETY: as above; a block has one row.
+    unsafe {
+        gpu.launch("narrow_geglu", kernel, [out.rows() as u32, 1, 1], 128, 0, &[&from, &to, &scales, &width])?;
+    }
+    Ok(out)
+}
+
+/// `x W^T + bias + residual` of rows and a weight in 8 bits; none where cuBLASLt does not take it.
+pub(crate) fn forward(x: &Rows, weight: &Rows, layer: &Layer, residual: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let (gpu, _) = place(&x.bytes)?;
+    let (rows, depth, columns) = (x.rows(), x.width(), weight.rows());
+    crate::meter::count(rows, depth, columns);
+    let mut shape = x.shape.clone();
+    if let Some(last) = shape.last_mut() {
+        *last = columns;
+    }
+    let (out, to) = fresh(gpu, x.dtype, &shape)?;
+    let ([from, scales], [w, w_scales]) = (x.places()?, weight.places()?);
+    let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
+    let product = Product {
+        rows,
+        depth,
+        columns,
+        dtype: x.dtype,
+        x: Matrix { at: from, stride: depth },
+        w: Matrix { at: w, stride: depth },
+        transposed: true,
+        out: Matrix { at: to, stride: columns },
+        out_dtype: x.dtype,
+        alpha: 1.0,
+        bias: at(layer.narrow.as_ref())?,
+        residual: at(residual)?,
+        scales: Some([scales, w_scales]),
+    };
+    // SAFETY: the sizes are the tensors' own, which the caller compared.
+    Ok(unsafe { gpu.product(&product)? }.then_some(out))
+}
