@@ -70,6 +70,7 @@ fn faces(args: &FaceBenchArgs) -> Result<Measured, Fault> {
         runs: args.runs.unwrap_or(RUNS).into(),
         memory: memory::available(),
         profile: false,
+        error: false,
         page_faults: memory::page_faults,
     };
     Ok(bench::faces(&folder, &photo, &request)?)
@@ -106,6 +107,7 @@ fn request(args: &RunArgs, size: Option<SizeArg>) -> BenchRequest {
         runs: args.runs.unwrap_or(RUNS).into(),
         memory: memory::available(),
         profile: args.profile,
+        error: args.error,
         page_faults: memory::page_faults,
     }
 }
@@ -126,6 +128,9 @@ fn tell(json: bool, measured: &Measured) -> Result<(), Fault> {
         said("device"),
         said("threads")
     ))?;
+    if let Some(error) = measured.setting.get("error_beside_f32").and_then(serde_json::Value::as_f64) {
+        output::line(&format!("{:36}{error:12.1e}", "error beside f32"))?;
+    }
     if let Some(why) = measured.setting.get("not_recorded").and_then(serde_json::Value::as_str) {
         output::line(&format!("steps are not replayed from a record: {why}"))?;
     }

@@ -46,6 +46,10 @@ pub(crate) struct RunArgs {
     #[arg(long, alias = "repeat", value_name = "N", value_parser = repeats, allow_negative_numbers = true)]
     pub(crate) runs: Option<u16>,
 
+    /// Tells how far a step's result is from the same in f32 on the same device.
+    #[arg(long)]
+    pub(crate) error: bool,
+
     /// Tells what each operator of a step or of the decoder takes, on a GPU.
     #[arg(long)]
     pub(crate) profile: bool,

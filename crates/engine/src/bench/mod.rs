@@ -37,6 +37,8 @@ pub struct BenchRequest {
     pub memory: Option<u64>,
     /// Whether to tell what each operator takes, on a GPU.
     pub profile: bool,
+    /// Whether to tell how far a step's result is from the same in f32 on the same device.
+    pub error: bool,
     /// How many pages the system has had to bring into this process's memory so far, where it tells.
     pub page_faults: fn() -> Option<u64>,
 }

@@ -7,7 +7,7 @@ use crate::{Result, memory};
 use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
 use serde_json::json;
 use std::sync::{Mutex, PoisonError};
-use tensor::{Device, Tensor, ops};
+use tensor::{DType, Device, Tensor, ops};
 use weights::Weights;
 
 /// Identity tokens of InstantID.
@@ -30,22 +30,21 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let what = format!("a step of {} at {}x{}", shapes.name, size.0, size.1);
     memory::check_bench(&what, need, request.memory, compute)?;
 
-    let random = Weights::random(1);
-    let (load_ms, nets) = timed(|| {
-        let mut unet = UNet::load(&random.root(), &shapes.unet, &compute.device, compute.dtype)?;
-        unet.attach_identity(&random.root())?;
-        let mut net = ControlNet::load(&random.root(), &shapes.identitynet, &compute.device, compute.dtype)?;
-        if compute.narrow {
-            Compute::check_narrow(unet.narrow()? && net.narrow()?)?;
-        }
-        Ok((unet, net))
-    })?;
+    let (load_ms, nets) = timed(|| build(shapes, compute))?;
     let nets = (&nets.0, Some(&nets.1));
     let inputs = Inputs::new(shapes, size, compute)?;
     let (context_ms, contexts) = timed(|| inputs.contexts(nets))?;
     let runs = request.repeat(compute.device, || inputs.step(nets, &contexts).map(|_| ()))?;
     let operators = request.operators(compute.device, || inputs.plain(nets, &contexts).map(|_| ()))?;
     let mut setting = request.setting(&shapes.name, Some(size), compute);
+    if request.error {
+        let exact = Compute { dtype: DType::F32, narrow: false, ..compute };
+        let (unet, net) = build(shapes, exact)?;
+        let exact = (&unet, Some(&net));
+        let got = inputs.plain(nets, &contexts)?.to_vec_f32()?;
+        let want = inputs.plain(exact, &inputs.contexts(exact)?)?.to_vec_f32()?;
+        setting.insert("error_beside_f32".into(), json!(distance(&got, &want)));
+    }
     setting.insert("recorded".into(), json!(inputs.obstacle().is_none()));
     if let Some(why) = inputs.obstacle().filter(|_| compute.device != Device::Cpu) {
         setting.insert("not_recorded".into(), json!(why));
@@ -63,6 +62,25 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
         page_faults: runs.page_faults,
         tensor_peak_mb: tensor_peak_mb(compute.device)?,
     })
+}
+
+/// UNet with the identity branch, and IdentityNet, of random weights.
+fn build(shapes: &Shapes, compute: Compute) -> Result<(UNet, ControlNet)> {
+    let random = Weights::random(1);
+    let mut unet = UNet::load(&random.root(), &shapes.unet, &compute.device, compute.dtype)?;
+    unet.attach_identity(&random.root())?;
+    let mut net = ControlNet::load(&random.root(), &shapes.identitynet, &compute.device, compute.dtype)?;
+    if compute.narrow {
+        Compute::check_narrow(unet.narrow()? && net.narrow()?)?;
+    }
+    Ok((unet, net))
+}
+
+/// The norm of the difference over the norm of what it should be.
+fn distance(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let apart: f64 = got.iter().zip(want).map(|(a, b)| square(a - b)).sum();
+    (apart / want.iter().map(|b| square(*b)).sum::<f64>()).sqrt()
 }
 
 /// What a step works on.

@@ -18,6 +18,8 @@ const NARROW: usize = 64;
 /// The widest head that it takes.
 const WIDEST: usize = 512;
 
+/// Keys of a tile of the kernel on tensor cores.
+const TILE: usize = 64;
 /// From so many queries on blocks of twice as many still fill the card.
 const MANY: usize = 512;
 /// The widest head that cuDNN is asked about; from Hopper on it is faster where blocks of many queries are.
@@ -84,8 +86,13 @@ pub(crate) fn forward(
         return Err(Error::argument("attention", format!("a head is {d} wide; on a GPU {WIDEST} is the widest")));
     }
     let (name, block, shared) = match head {
-        Some(head) if head <= NARROW && second.is_none() && n >= MANY => ("attend_many", 128, 4 * 64 * (head + 8) * 2),
-        Some(head) => ("attend", 64, 4 * 64 * (head + 8) * 2),
+        Some(head) if head <= NARROW && second.is_none() && n >= MANY => {
+            ("attend_many", 128, 4 * TILE * (head + 8) * 2)
+        }
+        Some(head) if second.is_none_or(|(kv, _)| kv.k.dim(1) <= TILE) => {
+            ("attend_short", 64, 4 * TILE * (head + 8) * 2)
+        }
+        Some(head) => ("attend", 64, 4 * TILE * (head + 8) * 2),
         None => ("attend", QUERIES, QUERIES * d * 4),
     };
     let (out, to) = fresh(gpu, dtype, &[b, n, width])?;

@@ -51,6 +51,9 @@ impl Family {
 /// A compiled file for one GPU; `head` is the width of an attention head where the file depends on it, else 0.
 type Unit = (Family, usize);
 
+/// Bytes of shared memory that every kernel may take beside a little of its own.
+const UNASKED: usize = 46 << 10;
+
 /// What every picture needs: compiled together.
 const USUAL: [Unit; 4] = [(Family::Attention, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
 
@@ -61,7 +64,8 @@ pub(super) struct Kernels(Mutex<Loaded>);
 #[derive(Default)]
 struct Loaded {
     units: HashMap<Unit, sys::CUmodule>,
-    functions: HashMap<(Unit, &'static str, Option<DType>), sys::CUfunction>,
+    /// With the bytes of shared memory that each may take.
+    functions: HashMap<(Unit, &'static str, Option<DType>), (sys::CUfunction, usize)>,
 }
 
 // SAFETY: modules and functions are handles that any thread may use.
@@ -104,7 +108,9 @@ impl Gpu {
     ) -> Result<sys::CUfunction> {
         let mut loaded = lock(&self.kernels.0);
         let unit = (family, head);
-        if let Some(&function) = loaded.functions.get(&(unit, name, dtype)) {
+        if let Some(&(function, allowed)) = loaded.functions.get(&(unit, name, dtype))
+            && shared <= allowed
+        {
             return Ok(function);
         }
         self.bind()?;
@@ -121,12 +127,12 @@ impl Gpu {
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded for good, the name ends with zero, the result goes to a place of its type.
         self.check(name, unsafe { sys::cuModuleGetFunction(&mut function, module, full.as_ptr()) })?;
-        if shared > 48 * 1024 {
+        if shared > UNASKED {
             let which = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function was just found.
             self.check(name, unsafe { sys::cuFuncSetAttribute(function, which, shared as i32) })?;
         }
-        loaded.functions.insert((unit, name, dtype), function);
+        loaded.functions.insert((unit, name, dtype), (function, shared.max(UNASKED)));
         Ok(function)
     }
 

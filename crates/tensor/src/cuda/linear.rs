@@ -274,6 +274,9 @@ impl Blas {
                 let rows = lt::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
                 attribute(rows, set(D::CUBLASLT_MATMUL_DESC_A_SCALE_MODE))?;
                 attribute(rows, set(D::CUBLASLT_MATMUL_DESC_B_SCALE_MODE))?;
+                // Only asked whether they are there.
+                attribute(WORKSPACE as u64, set(D::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER))?;
+                attribute(WORKSPACE as u64, set(D::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER))?;
                 attribute(1i8, set(D::CUBLASLT_MATMUL_DESC_FAST_ACCUM))?;
                 attribute(kind(key.types[0]) as i32, set(D::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE))?;
             }

@@ -100,13 +100,16 @@ pub(crate) fn group_norm(
     Ok(out)
 }
 
+/// Bytes of a group beyond which one block takes longer than many do in three launches.
+const KEPT: usize = 96 << 10;
+
 /// Where a group of `size` channels fits into a block's shared memory: which of 4, 8 and 16 bytes are moved at once, and
 /// how many it takes.
 fn whole(gpu: &Gpu, size: usize, pixels: usize, dtype: DType, address: u64) -> Option<(usize, usize)> {
     let (row, kept) = (size * dtype.bytes(), pixels * size * dtype.bytes());
     let unit = [4, 8, 16].into_iter().rposition(|unit| row % unit == 0 && address % unit as u64 == 0)?;
     // The kernel's sums take a little, too.
-    (kept + 1024 <= gpu.shared).then_some((unit, kept))
+    (kept <= KEPT && kept + 1024 <= gpu.shared).then_some((unit, kept))
 }
 
 /// Layer normalisation over the last dimension; weight and bias in f32.

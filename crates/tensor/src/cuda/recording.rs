@@ -92,6 +92,8 @@ impl Recording {
     pub(crate) fn replay(&self) -> Result<()> {
         self.gpu.bind()?;
         let _turn = self.gpu.turn();
+        // Its products share their scratch memory with those of other threads, of which some are several launches.
+        let _blas = self.gpu.blas.as_ref().map(lock);
         // SAFETY: the graph is alive, and its memory is its own.
         self.gpu.check("replaying a recording", unsafe { sys::cuGraphLaunch(self.graph, self.gpu.stream()) })
     }

@@ -230,12 +230,106 @@ __device__ __forceinline__ Branch<T> branch_of(const T *k, const T *v, int m, in
 // Asks for the tiles of a round, the second branch's following the first's.
 template <typename T>
 __device__ __forceinline__ void request(u16 *tiles, const Branch<T> &one, const Branch<T> &two, int round, int d) {
-    const Branch<T> &of = round < one.rounds ? one : two;
-    int base = (round < one.rounds ? round : round - one.rounds) * KEYS;
+    bool first = round < one.rounds;
+    int base = (first ? round : round - one.rounds) * KEYS, m = first ? one.m : two.m;
+    i64 stride = first ? one.stride : two.stride;
     u16 *to = tiles + round % 2 * PAIR;
-    stage(to, of.k, base, of.m, d, of.stride);
-    stage(to + KEYS * ROW, of.v, base, of.m, d, of.stride);
+    stage(to, first ? one.k : two.k, base, m, d, stride);
+    stage(to + KEYS * ROW, first ? one.v : two.v, base, m, d, stride);
     fetch_commit();
+}
+
+// Asks for the next round's tiles, if there is one, and waits for this one's.
+template <typename T>
+__device__ __forceinline__ void advance(u16 *tiles, const Branch<T> &one, const Branch<T> &two, int round, int d) {
+    if (round + 1 < one.rounds + two.rounds) {
+        request(tiles, one, two, round + 1, d);
+        fetch_wait<1>();
+    } else {
+        fetch_wait<0>();
+    }
+    __syncthreads();
+}
+
+// s = q k^T for the keys of a tile, of which there are `used` sixteens; -infinity for keys from m on, and for those after
+// the query where `causal`. `first` is the warp's first query, `base` the tile's first key.
+template <typename T, int M>
+__device__ __forceinline__ void scores(const u32 (&q)[M][STEPS][4], const u16 *keys, int used, int m, int base,
+                                       int first, int causal, float (&s)[M][8][4]) {
+    int lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
+#pragma unroll
+    for (int part = 0; part < M; part++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[part][j][i] = 0.0f;
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+            if (j / 2 >= used) break;
+            // Keys j 8 .. j 8 + 16 and 16 numbers of each.
+            u32 b[4];
+            load4(b, keys + (j * 8 + lane / 16 * 8 + lane % 8) * ROW + step * 16 + lane / 8 % 2 * 8);
+#pragma unroll
+            for (int part = 0; part < M; part++) {
+                mma(s[part][j], q[part][step], b[0], b[1], T());
+                mma(s[part][j + 1], q[part][step], b[2], b[3], T());
+            }
+        }
+    }
+    if (causal || base + KEYS > m) {
+        // Rows group and group + 8; columns base + 8 j + place and the next.
+#pragma unroll
+        for (int part = 0; part < M; part++)
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int key = base + j * 8 + place + i % 2, query = first + part * 16 + group + i / 2 * 8;
+                    if (key >= m || (causal && key > query)) s[part][j][i] = -INFINITY;
+                }
+    }
+}
+
+// The largest of what the four lanes of a row hold, and the sum.
+__device__ __forceinline__ float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float row_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// acc += p v for the values of a tile.
+template <typename T, int M>
+__device__ __forceinline__ void accumulate(const float (&p)[M][8][4], const u16 *values, int used,
+                                           float (&acc)[M][TILES][4]) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+        if (step >= used) break;
+        // The scores' registers are the weights' fragments as they lie.
+        u32 a[M][4];
+#pragma unroll
+        for (int part = 0; part < M; part++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float(&from)[4] = p[part][2 * step + i / 2];
+                a[part][i] = pair(from[i % 2 * 2], from[i % 2 * 2 + 1], T());
+            }
+#pragma unroll
+        for (int j = 0; j < TILES; j += 2) {
+            u32 b[4];
+            load4_transposed(b, values + (step * 16 + lane % 16) * ROW + j * 8 + lane / 16 * 8);
+#pragma unroll
+            for (int part = 0; part < M; part++) {
+                mma(acc[part][j], a[part], b[0], b[1], T());
+                mma(acc[part][j + 1], a[part], b[2], b[3], T());
+            }
+        }
+    }
 }
 
 // One branch for the queries of the block, the second where `later`: acc = weight * softmax(q k^T) v. Its first tiles are
@@ -245,7 +339,6 @@ template <typename T, int M>
 __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, const Branch<T> &one,
                                        const Branch<T> &two, bool later, int d, int first, float factor, int causal,
                                        float weight, float (&acc)[M][TILES][4]) {
-    int lane = threadIdx.x % 32, group = lane / 4, place = lane % 4 * 2;
     int m = later ? two.m : one.m, from = later ? one.rounds : 0, to = later ? one.rounds + two.rounds : one.rounds;
     float highest[M][2], total[M][2];
 #pragma unroll
@@ -258,51 +351,13 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
             for (int i = 0; i < 4; i++) acc[part][j][i] = 0.0f;
     }
     for (int round = from; round < to; round++) {
-        const u16 *keys = tiles + round % 2 * PAIR, *values = keys + KEYS * ROW;
+        const u16 *keys = tiles + round % 2 * PAIR;
         int base = (round - from) * KEYS;
         // Sixteens of keys that there are.
         int used = m - base < KEYS ? (m - base + 15) / 16 : KEYS / 16;
-        if (round + 1 < one.rounds + two.rounds) {
-            request(tiles, one, two, round + 1, d);
-            fetch_wait<1>();
-        } else {
-            fetch_wait<0>();
-        }
-        __syncthreads();
+        advance(tiles, one, two, round, d);
         float s[M][8][4];
-#pragma unroll
-        for (int part = 0; part < M; part++)
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) s[part][j][i] = 0.0f;
-#pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-#pragma unroll
-            for (int j = 0; j < 8; j += 2) {
-                if (j / 2 >= used) break;
-                // Keys j 8 .. j 8 + 16 and 16 numbers of each.
-                u32 b[4];
-                load4(b, keys + (j * 8 + lane / 16 * 8 + lane % 8) * ROW + step * 16 + lane / 8 % 2 * 8);
-#pragma unroll
-                for (int part = 0; part < M; part++) {
-                    mma(s[part][j], q[part][step], b[0], b[1], T());
-                    mma(s[part][j + 1], q[part][step], b[2], b[3], T());
-                }
-            }
-        }
-        if (causal || base + KEYS > m) {
-            // Rows group and group + 8; columns base + 8 j + place and the next.
-#pragma unroll
-            for (int part = 0; part < M; part++)
-#pragma unroll
-                for (int j = 0; j < 8; j++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int key = base + j * 8 + place + i % 2, query = first + part * 16 + group + i / 2 * 8;
-                        if (key >= m || (causal && key > query)) s[part][j][i] = -INFINITY;
-                    }
-        }
+        scores<T, M>(q, keys, used, m, base, first, causal, s);
 #pragma unroll
         for (int part = 0; part < M; part++) {
             float top[2] = {highest[part][0], highest[part][1]}, change[2];
@@ -312,8 +367,7 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
                 for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], s[part][j][i]);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
-                top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
+                top[h] = row_max(top[h]);
                 // A query may see none of these keys; then nothing changes.
                 float safe = top[h] == -INFINITY ? 0.0f : top[h] * factor;
                 change[h] = power_of_two(highest[part][h] * factor - safe);
@@ -335,39 +389,13 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
 #pragma unroll
                 for (int i = 0; i < 4; i++) acc[part][j][i] *= change[i / 2];
         }
-#pragma unroll
-        for (int step = 0; step < 4; step++) {
-            if (step >= used) break;
-            // The scores' registers are the weights' fragments as they lie.
-            u32 a[M][4];
-#pragma unroll
-            for (int part = 0; part < M; part++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const float(&from)[4] = s[part][2 * step + i / 2];
-                    a[part][i] = pair(from[i % 2 * 2], from[i % 2 * 2 + 1], T());
-                }
-#pragma unroll
-            for (int j = 0; j < TILES; j += 2) {
-                u32 b[4];
-                load4_transposed(b, values + (step * 16 + lane % 16) * ROW + j * 8 + lane / 16 * 8);
-#pragma unroll
-                for (int part = 0; part < M; part++) {
-                    mma(acc[part][j], a[part], b[0], b[1], T());
-                    mma(acc[part][j + 1], a[part], b[2], b[3], T());
-                }
-            }
-        }
+        accumulate<T, M>(s, keys + KEYS * ROW, used, acc);
         __syncthreads();
     }
 #pragma unroll
     for (int part = 0; part < M; part++) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            total[part][h] += __shfl_xor_sync(0xffffffffu, total[part][h], 1);
-            total[part][h] += __shfl_xor_sync(0xffffffffu, total[part][h], 2);
-            total[part][h] = weight / total[part][h];
-        }
+        for (int h = 0; h < 2; h++) total[part][h] = weight / row_sum(total[part][h]);
 #pragma unroll
         for (int j = 0; j < TILES; j++)
 #pragma unroll
@@ -375,10 +403,44 @@ __device__ __forceinline__ void branch(const u32 (&q)[M][STEPS][4], u16 *tiles, 
     }
 }
 
-// As the general kernel, with M times 64 queries in a block and two branches only where M is 1; d is a multiple of 8 and
+// acc += weight * softmax(q k^T) v for a second branch of one tile, whose sums are known before the values are needed, so
+// that no second result has to be held.
+template <typename T>
+__device__ __forceinline__ void short_branch(const u32 (&q)[1][STEPS][4], u16 *tiles, const Branch<T> &one,
+                                             const Branch<T> &two, int d, float factor, float weight,
+                                             float (&acc)[1][TILES][4]) {
+    const u16 *keys = tiles + one.rounds % 2 * PAIR;
+    int used = (two.m + 15) / 16;
+    advance(tiles, one, two, one.rounds, d);
+    float s[1][8][4], top[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
+    scores<T, 1>(q, keys, used, two.m, 0, 0, 0, s);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], s[0][j][i]);
+#pragma unroll
+    for (int h = 0; h < 2; h++) top[h] = row_max(top[h]) * factor;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            s[0][j][i] = power_of_two(s[0][j][i] * factor - top[i / 2]);
+            total[i / 2] += s[0][j][i];
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++) total[h] = weight / row_sum(total[h]);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[0][j][i] *= total[i / 2];
+    accumulate<T, 1>(s, keys + KEYS * ROW, used, acc);
+}
+
+// As the general kernel, with M times 64 queries in a block and two branches only where M is 1, the second of one tile
+// where SHORT; d is a multiple of 8 and
 // at most HEAD, rows begin at multiples of 16 bytes, the scale is positive. Grid (n / (64 M), heads, b), 128 threads,
 // 4 * 64 * ROW numbers of shared memory.
-template <typename T, int M>
+template <typename T, int M, bool SHORT>
 __device__ __forceinline__ void attend_rows(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
                                             Counts counts, Strides strides, float scale, int causal, float weight) {
     extern __shared__ u16 tiles[];
@@ -415,7 +477,10 @@ __device__ __forceinline__ void attend_rows(const T *q, const T *k, const T *v, 
     float sum[M][TILES][4];
     float factor = scale * 1.4426950408889634f;
     branch<T, M>(fragments, tiles, one, two, false, d, first, factor, causal, 1.0f, sum);
-    if (M == 1 && k2) {
+    if constexpr (SHORT) {
+        if (two.rounds) short_branch<T>(fragments, tiles, one, two, d, factor, weight, sum);
+    }
+    if (!SHORT && M == 1 && k2) {
         float second[M][TILES][4];
         branch<T, M>(fragments, tiles, one, two, true, d, first, factor, 0, weight, second);
 #pragma unroll
@@ -441,15 +506,27 @@ __device__ __forceinline__ void attend_rows(const T *q, const T *k, const T *v, 
 template <typename T>
 __device__ __forceinline__ void attend(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
                                        Counts counts, Strides strides, float scale, int causal, float weight) {
-    attend_rows<T, 1>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);
+    attend_rows<T, 1, false>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);
 }
 KERNEL_OF(attend, f16, f16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
 KERNEL_OF(attend, bf16, bf16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
+// With few registers, so that more blocks run at once.
+template <typename T>
+__device__ __forceinline__ void attend_short(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
+                                             Counts counts, Strides strides, float scale, int causal, float weight) {
+    attend_rows<T, 1, true>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);
+}
+#define ATTEND_SHORT(suffix, type)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(128, HEAD <= 64 ? 5 : 1) attend_short_##suffix ATTEND(type) {         \
+        attend_short<type>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);                              \
+    }
+ATTEND_SHORT(f16, f16)
+ATTEND_SHORT(bf16, bf16)
 #if HEAD <= 64
 template <typename T>
 __device__ __forceinline__ void attend_many(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out,
                                             Counts counts, Strides strides, float scale, int causal, float weight) {
-    attend_rows<T, 2>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);
+    attend_rows<T, 2, false>(q, k, v, k2, v2, out, counts, strides, scale, causal, weight);
 }
 KERNEL_OF(attend_many, f16, f16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))
 KERNEL_OF(attend_many, bf16, bf16, ATTEND, (q, k, v, k2, v2, out, counts, strides, scale, causal, weight))

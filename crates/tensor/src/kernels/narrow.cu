@@ -89,9 +89,14 @@ __device__ __forceinline__ void norm_packs(const Pack<T> *from, const float *wei
         int at = lane + 32 * i;
         if (at < packs) {
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                y[i][j] = (y[i][j] - mean) * inverse * weight[at * 8 + j] + bias[at * 8 + j];
-                top = fmaxf(top, fabsf(y[i][j]));
+            for (int j = 0; j < 8; j += 4) {
+                Pack<float> w = ((const Pack<float> *)weight)[at * 2 + j / 4], b = ((const Pack<float> *)bias)[at * 2 + j / 4];
+#pragma unroll
+                for (int l = 0; l < 4; l++) {
+                    float normal = (y[i][j + l] - mean) * inverse * w.x[l] + b.x[l];
+                    y[i][j + l] = normal;
+                    top = fmaxf(top, fabsf(normal));
+                }
             }
         }
     }

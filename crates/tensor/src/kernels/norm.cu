@@ -270,9 +270,15 @@ __device__ __forceinline__ void layer_norm_packs(const T *from, const float *wei
         int at = lane + 32 * i;
         if (at < packs) {
 #pragma unroll
-            for (int j = 0; j < W; j++) {
-                float y = (to_float(p[i].x[j]) - mean) * inverse * weight[at * W + j];
-                from_float(bias ? y + bias[at * W + j] : y, p[i].x[j]);
+            for (int j = 0; j < W; j += 4) {
+                // Four at once: single ones, so far apart, would take longer than the row.
+                Pack<float> w = ((const Pack<float> *)weight)[(at * W + j) / 4], b;
+                if (bias) b = ((const Pack<float> *)bias)[(at * W + j) / 4];
+#pragma unroll
+                for (int l = 0; l < 4; l++) {
+                    float y = (to_float(p[i].x[j + l]) - mean) * inverse * w.x[l];
+                    from_float(bias ? y + b.x[l] : y, p[i].x[j + l]);
+                }
             }
             ((Pack<T> *)to)[at] = p[i];
         }
@@ -290,7 +296,7 @@ __device__ __forceinline__ void layer_norm(const T *x, const float *weight, cons
     const T *from = x + row * c;
     T *to = out + row * c;
     int packs = c / W;
-    if (c % W == 0 && (((u64)x | (u64)out) & 15) == 0 && packs <= 320) {
+    if (c % W == 0 && (((u64)x | (u64)out | (u64)weight | (u64)bias) & 15) == 0 && packs <= 320) {
         if (packs <= 96) layer_norm_packs<T, 3>(from, weight, bias, to, c, packs, eps);
         else if (packs <= 160) layer_norm_packs<T, 5>(from, weight, bias, to, c, packs, eps);
         else layer_norm_packs<T, 10>(from, weight, bias, to, c, packs, eps);
