@@ -105,7 +105,8 @@ pub(crate) fn forward(
             return Ok(out);
         }
     }
-    let kernel = gpu.kernel_for(Family::Attention, head.unwrap_or(0), name, Some(dtype), shared)?;
+    let family = if head.is_some() { Family::AttentionTiles } else { Family::Attention };
+    let kernel = gpu.kernel_for(family, head.unwrap_or(0), name, Some(dtype), shared)?;
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
     let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);
     let (causal, weight) = (i32::from(causal), second.map_or(0.0, |(_, weight)| weight));

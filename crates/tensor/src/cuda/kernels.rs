@@ -14,6 +14,8 @@ use std::sync::{Mutex, OnceLock};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Family {
     Attention,
+    /// Compiled for each width of a head.
+    AttentionTiles,
     Conv,
     Elementwise,
     Narrow,
@@ -25,6 +27,7 @@ impl Family {
     fn name(self) -> &'static str {
         match self {
             Family::Attention => "attention.cu",
+            Family::AttentionTiles => "attention_tiles.cu",
             Family::Conv => "conv.cu",
             Family::Elementwise => "elementwise.cu",
             Family::Narrow => "narrow.cu",
@@ -37,6 +40,7 @@ impl Family {
     fn source(self, head: usize) -> String {
         let own = match self {
             Family::Attention => include_str!("../kernels/attention.cu"),
+            Family::AttentionTiles => include_str!("../kernels/attention_tiles.cu"),
             Family::Conv => include_str!("../kernels/conv.cu"),
             Family::Elementwise => include_str!("../kernels/elementwise.cu"),
             Family::Narrow => include_str!("../kernels/narrow.cu"),
@@ -44,7 +48,11 @@ impl Family {
             Family::Shape => include_str!("../kernels/shape.cu"),
         };
         let head = if head == 0 { String::new() } else { format!("#define HEAD {head}\n") };
-        format!("{head}{}\n#line 1 \"{}\"\n{own}", include_str!("../kernels/common.cuh"), self.name())
+        let shared = match self {
+            Family::Attention | Family::AttentionTiles => include_str!("../kernels/attention.cuh"),
+            _ => "",
+        };
+        format!("{head}{}{shared}\n#line 1 \"{}\"\n{own}", include_str!("../kernels/common.cuh"), self.name())
     }
 }
 
@@ -55,7 +63,8 @@ type Unit = (Family, usize);
 const UNASKED: usize = 46 << 10;
 
 /// What every picture needs: compiled together.
-const USUAL: [Unit; 4] = [(Family::Attention, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
+const USUAL: [Unit; 4] =
+    [(Family::AttentionTiles, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
 
 /// The kernels of one GPU that were asked for so far.
 #[derive(Default)]
@@ -316,7 +325,7 @@ mod tests {
         }
         let plain =
             [Family::Conv, Family::Elementwise, Family::Narrow, Family::Norm, Family::Shape].map(|family| (family, 0));
-        let heads = crate::cuda::attention::HEADS.map(|head| (Family::Attention, head));
+        let heads = crate::cuda::attention::HEADS.map(|head| (Family::AttentionTiles, head));
         for (family, head) in plain.into_iter().chain(heads).chain([(Family::Attention, 0)]) {
             for arch in ["sm_75", "sm_90", "compute_80"] {
                 let options = [format!("--gpu-architecture={arch}"), "--std=c++17".to_string()];

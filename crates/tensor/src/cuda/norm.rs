@@ -107,7 +107,7 @@ const KEPT: usize = 96 << 10;
 /// how many it takes.
 fn whole(gpu: &Gpu, size: usize, pixels: usize, dtype: DType, address: u64) -> Option<(usize, usize)> {
     let (row, kept) = (size * dtype.bytes(), pixels * size * dtype.bytes());
-    let unit = [4, 8, 16].into_iter().rposition(|unit| row % unit == 0 && address % unit as u64 == 0)?;
+    let unit = [4, 8, 16].into_iter().rposition(|unit| row % unit == 0 && address.is_multiple_of(unit as u64))?;
     // The kernel's sums take a little, too.
     (kept <= KEPT && kept + 1024 <= gpu.shared).then_some((unit, kept))
 }

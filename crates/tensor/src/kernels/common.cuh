@@ -58,6 +58,13 @@ __device__ __forceinline__ float activate(float x, int which) {
     }
 }
 
+// The sum over a warp, in all of its threads.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+    return x;
+}
+
 // A kernel for each element type: KERNELS(name, (parameters with T), (arguments)) over a template `name`.
 #define KERNELS(name, parameters, arguments)                                                                           \
     KERNEL_OF(name, f32, float, parameters, arguments)                                                                 \

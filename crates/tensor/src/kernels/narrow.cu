@@ -10,11 +10,6 @@ __device__ __forceinline__ u16 eights(float low, float high) {
     return r;
 }
 #endif
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
-    return x;
-}
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
     for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));

@@ -165,12 +165,6 @@ __device__ __forceinline__ void group_apply(const T *x, const float *gains, T *o
 #define GROUP_APPLY(T) (const T *x, const float *gains, T *out, i64 pixels, int c, int chunk, int which)
 KERNELS(group_apply, GROUP_APPLY, (x, gains, out, pixels, c, chunk, which))
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
-    return x;
-}
-
 // The sum over a block of up to 1024 threads, in all of them.
 __device__ __forceinline__ float block_sum(float x) {
     __shared__ float parts[32];
