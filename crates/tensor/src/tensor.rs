@@ -181,10 +181,8 @@ impl Tensor {
         shape: &[usize],
         write: impl FnOnce(&mut [f32]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Tensor, E> {
-        if *device != Device::Cpu {
-            let mut host = vec![0.0; elements("write_f32", shape)?];
-            write(&mut host)?;
-            return Ok(Tensor::from_f32(device, DType::F32, shape, &host)?);
+        if let Device::Cuda(n) = *device {
+            return cuda::staging::written(cuda::gpu(n)?, DType::F32, shape, write);
         }
         let mut written = Ok(());
         let tensor = Tensor::build::<f32>(device, shape, |out| written = write(out))?;
@@ -224,9 +222,7 @@ impl Tensor {
         [T]: half::slice::HalfFloatSliceExt,
     {
         if let Device::Cuda(n) = *device {
-            let mut host = vec![0; elements("write", shape)?];
-            write(&mut host)?;
-            return Ok(cuda::transfer::from_bits(cuda::gpu(n)?, T::DTYPE, shape, &host)?);
+            return cuda::staging::written(cuda::gpu(n)?, T::DTYPE, shape, write);
         }
         let mut written = Ok(());
         let tensor = Tensor::build::<T>(device, shape, |out| {

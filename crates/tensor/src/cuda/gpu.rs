@@ -5,6 +5,7 @@ use super::kernels::Kernels;
 use super::linear::Blas;
 use super::memory::Pool;
 use super::profile::Profile;
+use super::staging::Stagings;
 use super::{conv::Dnn, libraries};
 use crate::{Device, Error, Result};
 use cudarc::driver::sys;
@@ -27,6 +28,7 @@ pub(crate) struct Gpu {
     /// For work beside other work.
     pub(super) side: LazySide,
     pub(super) pool: Mutex<Pool>,
+    pub(super) staging: Stagings,
     /// Held for writing while a thread records: what others asked for would become part of the record.
     turns: RwLock<()>,
     pub(super) kernels: Kernels,
@@ -181,6 +183,7 @@ impl Gpu {
             stream,
             side: LazySide::new(),
             pool: Mutex::default(),
+            staging: Stagings::default(),
             turns: RwLock::default(),
             kernels: Kernels::default(),
             profile: Profile::default(),

@@ -23,6 +23,7 @@ mod peak;
 mod profile;
 mod recording;
 pub(crate) mod shape;
+pub(crate) mod staging;
 pub(crate) mod transfer;
 
 pub(crate) use fork::both;

@@ -31,7 +31,7 @@ pub(crate) fn zeros(gpu: &'static Gpu, dtype: DType, shape: &[usize]) -> Result<
 }
 
 /// Copies bytes from the host into a new tensor.
-fn upload<T>(gpu: &'static Gpu, dtype: DType, shape: &[usize], data: &[T]) -> Result<Tensor> {
+pub(super) fn upload<T>(gpu: &'static Gpu, dtype: DType, shape: &[usize], data: &[T]) -> Result<Tensor> {
     let out = empty(gpu, dtype, shape)?;
     let (_, at) = place(&out)?;
     gpu.bind()?;
