@@ -1,9 +1,9 @@
 //! From named tensors to layers: shapes are checked before a tensor is read, layers are packed once.
 
-use crate::Result;
+use crate::{Error, Result};
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Rows};
 use tensor::{DType, Device, Tensor};
-use weights::Scope;
+use weights::{Dtype, Scope};
 
 /// A place in the checkpoint, and where its tensors go.
 #[derive(Clone)]
@@ -12,6 +12,9 @@ pub(crate) struct Loader {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
 }
+
+/// Numbers from which on a GPU widens them faster than the processor.
+const WORTH_WIDENING: usize = 1 << 16;
 
 impl Loader {
     pub(crate) fn new(scope: &Scope, device: &Device, dtype: DType) -> Loader {
@@ -34,7 +37,17 @@ impl Loader {
 
     fn tensor_as(&self, leaf: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let view = self.scope.get(leaf, shape)?;
+        // Half the bytes on the way to a GPU, which widens them exactly; small ones are not worth the launch.
+        let worth = self.device != Device::Cpu && shape.iter().product::<usize>() >= WORTH_WIDENING;
         match dtype {
+            DType::F32 if worth && view.dtype() == Dtype::F16 => {
+                let narrow = Tensor::write_f16_bits(&self.device, shape, |out| Ok::<_, Error>(view.read_f16(out)?))?;
+                Ok(narrow.cast(DType::F32)?)
+            }
+            DType::F32 if worth && view.dtype() == Dtype::BF16 => {
+                let narrow = Tensor::write_bf16_bits(&self.device, shape, |out| Ok::<_, Error>(view.read_bf16(out)?))?;
+                Ok(narrow.cast(DType::F32)?)
+            }
             DType::BF16 => Tensor::write_bf16_bits(&self.device, shape, |out| Ok(view.read_bf16(out)?)),
             DType::F32 => Tensor::write_f32(&self.device, shape, |out| Ok(view.read_f32(out)?)),
             DType::F16 => Tensor::write_f16_bits(&self.device, shape, |out| Ok(view.read_f16(out)?)),
