@@ -249,6 +249,10 @@ fn a_benchmark_that_cannot_be_run_says_why() {
             "--size is 100x100; sides must be multiples of 32 between 32 and 4096",
         ),
         (&["bench", "text", "--precision", "f16"], "--precision f16 needs a GPU"),
+        (
+            &["bench", "step", "--config", "tiny", "--device", "cpu", "--precision", "fp8"],
+            "--precision fp8 needs a GPU",
+        ),
         (&["bench", "step", "--runs", "0"], "it must be a whole number from 1 to 1000"),
         (&["bench", "load", "nowhere"], "nowhere"),
         (&["bench", "load", "x", "--identitynet", "y"], "name it with --ip-adapter"),

@@ -7,13 +7,14 @@ use crate::Result;
 use cudarc::driver::sys;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
 
 /// What was chosen for each piece of work, by the work's name.
 #[derive(Default)]
 pub(super) struct Choices {
-    file: Option<PathBuf>,
+    /// Open for adding lines; none where none can be added.
+    file: Option<File>,
     known: HashMap<String, Vec<u64>>,
 }
 
@@ -23,9 +24,11 @@ impl Choices {
         let Some(folder) = folder() else { return Choices::default() };
         let card = Sha256::digest(format!("{} {} {library}", gpu.name, gpu.arch));
         let name: String = card.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        let file = folder.join(format!("{name}.choices"));
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        Choices { known: text.lines().filter_map(parse).collect(), file: Some(file) }
+        let path = folder.join(format!("{name}.choices"));
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let made = std::fs::create_dir_all(folder);
+        let file = made.and_then(|()| std::fs::OpenOptions::new().append(true).create(true).open(&path));
+        Choices { known: text.lines().filter_map(parse).collect(), file: file.ok() }
     }
 
     /// Whether a choice will be known to the next process. Where it is not, none is made: the same work would round
@@ -38,13 +41,11 @@ impl Choices {
         self.known.get(work).map(Vec::as_slice)
     }
 
-    /// Remembers a choice; a file that cannot be written costs only time.
+    /// Remembers a choice; a disk that has become full costs the next process time.
     pub(super) fn put(&mut self, work: String, choice: &[u64]) {
-        if let Some(path) = &self.file {
-            let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-            let file = made.and_then(|()| std::fs::OpenOptions::new().append(true).create(true).open(path));
+        if let Some(file) = &mut self.file {
             // One write for each line, so that lines of two processes do not mix.
-            let _ = file.and_then(|mut file| file.write_all(line(&work, choice).as_bytes()));
+            let _ = file.write_all(line(&work, choice).as_bytes());
         }
         self.known.insert(work, choice.to_vec());
     }
