@@ -112,6 +112,12 @@ impl Chart {
             points.filter(|point| (Chart::y(point.1) - middle).abs() < 18.0).count()
         };
         let (above, below) = (at - 8.0, at + 24.0);
+        // Of two levels side by side the higher one is named above, the lower one below.
+        let levels = self.lines.iter().filter(|line| line.dashed).flat_map(|line| line.points.first());
+        let beside = levels.map(|point| Chart::y(point.1)).find(|y| *y != at && (y - at).abs() < 28.0);
+        if let Some(other) = beside {
+            return if other < at { below } else { above };
+        }
         if passing(below - 7.0) < passing(above - 7.0) { below } else { above }
     }
 
@@ -298,6 +304,9 @@ mod tests {
         let level = |value: f64| Line { dashed: true, points: vec![(0.0, value)], ..chart.lines[0].clone() };
         assert!(chart.name_height(&level(0.2)) < Chart::y(0.2), "above its level");
         assert!(chart.name_height(&level(0.95)) > Chart::y(0.95), "below it, where a curve passes above");
+        let two = Chart { lines: [&chart.lines[..], &[level(0.96), level(0.99)]].concat(), ..chart.clone() };
+        let gap = two.name_height(&level(0.96)) - two.name_height(&level(0.99));
+        assert!(gap > 20.0, "names of levels side by side stand apart by {gap}");
         assert!(svg.contains("<title>0.500</title>") && svg.contains(">0.6</text>") && svg.ends_with("</svg>"));
     }
 }
