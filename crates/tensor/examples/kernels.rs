@@ -15,12 +15,13 @@ fn noise(dtype: DType, shape: &[usize]) -> Tensor {
     Tensor::from_f32(&Device::Cpu, dtype, shape, &data).expect("memory")
 }
 
-/// Prints the median of five runs and what it makes of `flop` operations.
-fn time(name: &str, flop: f64, mut run: impl FnMut()) {
+/// Prints the median of five runs of what `prepare` makes, where it was asked for, and what it makes of `flop` operations.
+fn time<R: FnMut()>(name: &str, flop: f64, prepare: impl FnOnce() -> R) {
     let wishes: Vec<String> = std::env::args().skip(2).collect();
     if !wishes.is_empty() && !wishes.iter().any(|wish| name.contains(wish)) {
         return;
     }
+    let mut run = prepare();
     run();
     let mut times: Vec<f64> = (0..5)
         .map(|_| {
@@ -42,44 +43,67 @@ fn main() {
     for dtype in types {
         let peak = tensor::measure_peak(dtype).expect("the type is one to compute with");
         println!("{dtype} peak of the arithmetic units {:43.3} TFLOP/s", peak / 1e12);
-        for (m, k, n) in [(2048, 1280, 1280), (8192, 640, 640), (2048, 5120, 1280), (154, 2048, 1280)] {
-            let (x, w) = (noise(dtype, &[m, k]), noise(dtype, &[n, k]));
-            let layer = Linear::new(&w, None).expect("shapes fit");
+        for (m, k, n) in [
+            (512, 1280, 1280),
+            (512, 5120, 1280),
+            (2048, 640, 640),
+            (2048, 1280, 1280),
+            (8192, 640, 640),
+            (2048, 5120, 1280),
+            (154, 2048, 1280),
+        ] {
             time(&format!("{dtype} linear {m}x{k} -> {n}"), 2.0 * (m * k * n) as f64, || {
-                layer.forward(&x).expect("shapes fit");
+                let (x, w) = (noise(dtype, &[m, k]), noise(dtype, &[n, k]));
+                let layer = Linear::new(&w, None).expect("shapes fit");
+                move || drop(layer.forward(&x).expect("shapes fit"))
             });
         }
-        let (x, w) = (noise(dtype, &[2048, 1280]), noise(dtype, &[10240, 1280]));
-        let layer = Linear::new(&w, None).expect("shapes fit");
-        time(&format!("{dtype} geglu 2048x1280 -> 5120"), 2.0 * 2048.0 * 1280.0 * 10240.0, || {
-            layer.forward_geglu(&x).expect("shapes fit");
-        });
-        for (size, c, n) in
-            [(128, 320, 320), (64, 640, 640), (32, 1280, 1280), (512, 128, 128), (256, 256, 256), (128, 512, 512)]
-        {
-            let (x, w) = (noise(dtype, &[1, size, size, c]), noise(dtype, &[n, c, 3, 3]));
-            let conv = Conv2d::new(&w, None, ConvOptions::same3()).expect("shapes fit");
-            time(&format!("{dtype} conv3x3 {size}x{size}x{c} -> {n}"), 18.0 * (size * size * c * n) as f64, || {
-                conv.forward(&x).expect("shapes fit");
+        for m in [512, 2048] {
+            time(&format!("{dtype} geglu {m}x1280 -> 5120"), 2.0 * m as f64 * 1280.0 * 10240.0, || {
+                let (x, w) = (noise(dtype, &[m, 1280]), noise(dtype, &[10240, 1280]));
+                let layer = Linear::new(&w, None).expect("shapes fit");
+                move || drop(layer.forward_geglu(&x).expect("shapes fit"))
+            });
+        }
+        for (b, size, c, n) in [
+            (2, 64, 320, 320),
+            (2, 32, 640, 640),
+            (2, 16, 1280, 1280),
+            (1, 128, 320, 320),
+            (1, 64, 640, 640),
+            (1, 32, 1280, 1280),
+            (1, 512, 128, 128),
+            (1, 512, 256, 128),
+            (1, 256, 256, 256),
+            (1, 128, 512, 512),
+        ] {
+            let name = format!("{dtype} conv3x3 {b}x{size}x{size}x{c} -> {n}");
+            time(&name, 18.0 * (b * size * size * c * n) as f64, || {
+                let (x, w) = (noise(dtype, &[b, size, size, c]), noise(dtype, &[n, c, 3, 3]));
+                let conv = Conv2d::new(&w, None, ConvOptions::same3()).expect("shapes fit");
+                move || drop(conv.forward(&x).expect("shapes fit"))
             });
         }
         for (n, m, heads) in [(4096, 4096, 10), (1024, 1024, 20), (4096, 77, 10), (256, 256, 20), (1024, 93, 20)] {
-            let (q, k, v) = (
-                noise(dtype, &[1, n, heads * 64]),
-                noise(dtype, &[1, m, heads * 64]),
-                noise(dtype, &[1, m, heads * 64]),
-            );
             time(&format!("{dtype} attention {n}x{m}, {heads} heads of 64"), 4.0 * (n * m * heads * 64) as f64, || {
-                ops::attention(&q, KeyValue { k: &k, v: &v }, heads, 0.125, false, None).expect("shapes fit");
+                let (q, k, v) = (
+                    noise(dtype, &[1, n, heads * 64]),
+                    noise(dtype, &[1, m, heads * 64]),
+                    noise(dtype, &[1, m, heads * 64]),
+                );
+                move || {
+                    drop(ops::attention(&q, KeyValue { k: &k, v: &v }, heads, 0.125, false, None).expect("shapes fit"));
+                }
             });
         }
-        let x = noise(dtype, &[1, 128, 128, 320]);
-        let (w, b) = (noise(DType::F32, &[320]), noise(DType::F32, &[320]));
+        let norm_inputs = || (noise(dtype, &[1, 128, 128, 320]), noise(DType::F32, &[320]), noise(DType::F32, &[320]));
         time(&format!("{dtype} group norm + SiLU 128x128x320"), 0.0, || {
-            ops::group_norm(&x, 32, &w, &b, 1e-5, Activation::Silu).expect("shapes fit");
+            let (x, w, b) = norm_inputs();
+            move || drop(ops::group_norm(&x, 32, &w, &b, 1e-5, Activation::Silu).expect("shapes fit"))
         });
         time(&format!("{dtype} layer norm 16384x320"), 0.0, || {
-            ops::layer_norm(&x, &w, Some(&b), 1e-5).expect("shapes fit");
+            let (x, w, b) = norm_inputs();
+            move || drop(ops::layer_norm(&x, &w, Some(&b), 1e-5).expect("shapes fit"))
         });
     }
 }

@@ -7,10 +7,51 @@ use crate::cuda::{self, Spent};
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Result};
 use rayon::prelude::*;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 static FLOP: AtomicU64 = AtomicU64::new(0);
+
+/// What the CPU's operators took, by what they are, while they are watched.
+static WATCHED: Mutex<Option<HashMap<String, Spent>>> = Mutex::new(None);
+static WATCHING: AtomicBool = AtomicBool::new(false);
+
+/// Counts the time of an operator on the CPU while it lives.
+pub(crate) struct Watch {
+    work: String,
+    begin: Instant,
+    flop: u64,
+}
+
+/// Begins to count an operator's time, where that was asked for. Operators do not call each other, so none is counted
+/// twice.
+pub(crate) fn watch(work: impl FnOnce() -> String) -> Option<Watch> {
+    WATCHING.load(Ordering::Relaxed).then(|| Watch { work: work(), begin: Instant::now(), flop: flop_count() })
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let (ms, flop) = (self.begin.elapsed().as_secs_f64() * 1e3, flop_count().wrapping_sub(self.flop));
+        if let Some(all) = WATCHED.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            let work = std::mem::take(&mut self.work);
+            let none = Spent { work: work.clone(), launches: 0, ms: 0.0, flop: 0, bytes: 0 };
+            let spent = all.entry(work).or_insert(none);
+            spent.launches += 1;
+            spent.ms += ms;
+            spent.flop += flop;
+        }
+    }
+}
+
+fn watched() -> Vec<Spent> {
+    WATCHING.store(false, Ordering::Relaxed);
+    let all = WATCHED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let mut all: Vec<Spent> = all.unwrap_or_default().into_values().collect();
+    all.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    all
+}
 
 /// Notes the operations of a product of these sizes.
 pub(crate) fn count(rows: usize, depth: usize, columns: usize) {
@@ -82,14 +123,18 @@ fn peak_of<T: Product>() -> f64 {
     (0..5).map(|_| measure()).fold(0.0, f64::max)
 }
 
-/// Begins to watch what each launch on a GPU takes; nothing on the CPU. Launches that are replayed from a
+/// Begins to watch what each launch on a GPU takes, on the CPU each operator. Launches that are replayed from a
 /// [`crate::Recording`] are not seen.
 ///
 /// # Errors
 /// A device that cannot be used.
 pub fn begin_profile(device: &Device) -> Result<()> {
     match *device {
-        Device::Cpu => Ok(()),
+        Device::Cpu => {
+            *WATCHED.lock().unwrap_or_else(PoisonError::into_inner) = Some(HashMap::new());
+            WATCHING.store(true, Ordering::Relaxed);
+            Ok(())
+        }
         Device::Cuda(n) => cuda::begin_profile(n),
     }
 }
@@ -100,7 +145,7 @@ pub fn begin_profile(device: &Device) -> Result<()> {
 /// What the device says about work that failed.
 pub fn end_profile(device: &Device) -> Result<Vec<Spent>> {
     match *device {
-        Device::Cpu => Ok(Vec::new()),
+        Device::Cpu => Ok(watched()),
         Device::Cuda(n) => cuda::end_profile(n),
     }
 }

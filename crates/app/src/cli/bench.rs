@@ -50,7 +50,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) error: bool,
 
-    /// Tells what each operator of a step or of the decoder takes, on a GPU.
+    /// Tells what each operator of a step or of the decoder takes.
     #[arg(long)]
     pub(crate) profile: bool,
 

@@ -35,7 +35,7 @@ pub struct BenchRequest {
     pub runs: usize,
     /// Bytes that can be had, where the system tells: what cannot fit is refused before it is taken.
     pub memory: Option<u64>,
-    /// Whether to tell what each operator takes, on a GPU.
+    /// Whether to tell what each operator takes.
     pub profile: bool,
     /// Whether to tell how far a step's result is from the same in f32 on the same device.
     pub error: bool,
@@ -80,7 +80,7 @@ pub struct Measured {
     pub rate: Rate,
     /// Pages that a run had to be given by the system, the median; none where the system does not tell.
     pub page_faults: Option<u64>,
-    /// What took how long in a run on a GPU, the longest first, where that was asked for.
+    /// What took how long in a run, the longest first, where that was asked for.
     pub operators: Vec<Spent>,
     /// Most memory held by tensors at once, in 10^6 bytes.
     pub tensor_peak_mb: f64,
@@ -136,17 +136,17 @@ impl BenchRequest {
         Ok(Runs { first_ms, median_ms: times[times.len() / 2], flop, page_faults })
     }
 
-    /// What the operators of the work take, which must not be recorded; nothing on the CPU or where nobody asked.
-    fn operators(&self, device: Device, work: impl Fn() -> Result<()>) -> Result<Vec<Spent>> {
-        if !self.profile || device == Device::Cpu {
+    /// What the operators of the work take, which must not be recorded; nothing where nobody asked.
+    fn operators(&self, device: Device, work: impl Fn() -> Result<()> + Sync) -> Result<Vec<Spent>> {
+        if !self.profile {
             return Ok(Vec::new());
         }
         // Asked for ahead of the watched one, so that the GPU never waits for a launch.
-        for _ in 0..3 {
+        for _ in 0..if device == Device::Cpu { 0 } else { 3 } {
             work()?;
         }
         tensor::begin_profile(&device)?;
-        work()?;
+        device.run(&work)?;
         Ok(tensor::end_profile(&device)?)
     }
 

@@ -3,6 +3,7 @@
 use super::epilogue::Epilogue;
 use super::gemm::{PackedColumns, Product, Rows, product};
 use super::{SharedMut, winograd};
+use crate::meter::watch;
 use crate::ops::{ConvOptions, Fused};
 use crate::tensor::Element;
 use crate::{Result, Tensor};
@@ -105,6 +106,7 @@ pub(crate) fn forward<T: Product>(
     out: [usize; 2],
     fused: &Fused,
 ) -> Result<Tensor> {
+    let _watch = watch(|| format!("convolution {kernel:?} {:?} -> {out:?} {}", x.shape(), weight.columns()));
     let [b, h, w, c] = x.dims4()?;
     let pixels = out[0] * out[1];
     let mut failed = Ok(());

@@ -2,6 +2,7 @@
 
 use super::isa::simd;
 use super::math::{activate, activate_all};
+use crate::meter::watch;
 use crate::ops::Activation;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
@@ -25,11 +26,13 @@ simd! {
 
 /// bf16 to f32.
 pub(crate) fn widen(x: &[bf16], out: &mut [f32]) {
+    let _watch = watch(|| format!("widen {}", x.len()));
     out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(o, x)| widen_chunk(x, o));
 }
 
 /// f32 to bf16, rounded to nearest even.
 pub(crate) fn narrow(x: &[f32], out: &mut [bf16]) {
+    let _watch = watch(|| format!("narrow {}", x.len()));
     out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(o, x)| narrow_chunk(x, o));
 }
 
@@ -47,6 +50,7 @@ simd! {
 
 /// `activation(x)`.
 pub(crate) fn activation<T: Element>(x: &Tensor, which: Activation) -> Result<Tensor> {
+    let _watch = watch(|| format!("{which:?} {:?}", x.shape()));
     let data = x.data::<T>();
     Tensor::build::<T>(x.device(), x.shape(), |out| {
         out.par_chunks_mut(CHUNK).zip(data.par_chunks(CHUNK)).for_each(|(o, x)| activate_chunk(x, which, o));
@@ -61,6 +65,7 @@ simd! {
 
 /// `a + s * b`.
 pub(crate) fn add_scaled<T: Element>(a: &Tensor, b: &Tensor, s: f32) -> Result<Tensor> {
+    let _watch = watch(|| format!("add {:?}", a.shape()));
     let (x, y) = (a.data::<T>(), b.data::<T>());
     Tensor::build::<T>(a.device(), a.shape(), |out| {
         out.par_chunks_mut(CHUNK)
@@ -77,6 +82,7 @@ simd! {
 
 /// `s * a`.
 pub(crate) fn scale<T: Element>(a: &Tensor, s: f32) -> Result<Tensor> {
+    let _watch = watch(|| format!("scale {:?}", a.shape()));
     let x = a.data::<T>();
     Tensor::build::<T>(a.device(), a.shape(), |out| {
         out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(o, x)| scale_chunk(x, s, o));
@@ -85,6 +91,7 @@ pub(crate) fn scale<T: Element>(a: &Tensor, s: f32) -> Result<Tensor> {
 
 /// The sum of `s * x` over the terms, left to right, in f32.
 pub(crate) fn combine(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
+    let _watch = watch(|| format!("combine {:?}", terms[0].1.shape()));
     let first = terms[0].1;
     let parts: Vec<(f32, &[f32])> = terms.iter().map(|(s, x)| (*s, x.data::<f32>())).collect();
     Tensor::build::<f32>(first.device(), first.shape(), |out| {
@@ -109,6 +116,7 @@ simd! {
 
 /// First half of the last dimension times GELU of the second half.
 pub(crate) fn geglu<T: Element>(both: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let _watch = watch(|| format!("gate {:?}", both.shape()));
     let width = both.last_dim() / 2;
     let data = both.data::<T>();
     Tensor::build::<T>(both.device(), shape, |out| {

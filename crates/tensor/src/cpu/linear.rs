@@ -4,6 +4,7 @@ use super::SharedMut;
 use super::epilogue::Epilogue;
 use super::gemm::{MatrixRows, PackedColumns, Product, Rows, product};
 use super::micro::NR;
+use crate::meter::watch;
 use crate::ops::Activation;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
@@ -23,6 +24,7 @@ pub(crate) fn forward<T: Product>(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let _watch = watch(|| format!("linear {:?} -> {}", x.shape(), weight.columns));
     let rows = x.len() / weight.depth;
     let mut shape = x.shape().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -76,7 +78,8 @@ pub(crate) fn forward_joined<T: Product>(
     weight: &PackedColumns,
     bias: Option<&[f32]>,
 ) -> Result<Tensor> {
-    let [a, _] = parts;
+    let [a, b] = parts;
+    let _watch = watch(|| format!("linear {:?} and {} -> {}", a.shape(), b.last_dim(), weight.columns));
     let rows = a.len() / a.last_dim();
     let mut shape = a.shape().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -108,6 +111,7 @@ pub(crate) fn forward_geglu<T: Product>(x: &Tensor, weight: &PackedColumns, bias
         let both = forward::<T>(x, weight, bias, Activation::None, None)?;
         return super::elementwise::geglu::<T>(&both, &shape);
     }
+    let _watch = watch(|| format!("geglu {:?} -> {width}", x.shape()));
     Tensor::build::<T>(x.device(), &shape, |out| {
         let epilogue = Epilogue {
             bias,

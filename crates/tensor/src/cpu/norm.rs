@@ -2,6 +2,7 @@
 
 use super::isa::simd;
 use super::math::activate_all;
+use crate::meter::watch;
 use crate::ops::Activation;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
@@ -92,6 +93,7 @@ pub(crate) fn group_norm<T: Element>(
     eps: f32,
     activation: Activation,
 ) -> Result<Tensor> {
+    let _watch = watch(|| format!("group norm {:?}", parts[0].shape()));
     let (b, c) = (parts[0].dim(0), weight.len());
     let pixels = parts[0].len() / (b * parts[0].last_dim());
     let mut shape = parts[0].shape().to_vec();
@@ -156,6 +158,7 @@ simd! {
 
 /// Layer normalisation over the last dimension.
 pub(crate) fn layer_norm<T: Element>(x: &Tensor, weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<Tensor> {
+    let _watch = watch(|| format!("layer norm {:?}", x.shape()));
     let c = x.last_dim();
     let data = x.data::<T>();
     Tensor::build::<T>(x.device(), x.shape(), |out| {
