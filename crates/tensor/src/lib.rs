@@ -19,6 +19,7 @@ mod recording;
 mod storage;
 mod tensor;
 
+pub use cpu::isa::instructions;
 pub use cuda::{Spent, set_kernel_cache};
 pub use device::{Device, set_threads, threads};
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@
 
 use crate::cpu::amx;
 use crate::cpu::gemm::Product;
+use crate::cpu::lines::Lines;
 use crate::cpu::micro::{MR, NR};
 use crate::cuda::{self, Spent};
 use crate::tensor::by_dtype;
@@ -94,8 +95,8 @@ fn peak_of<T: Product>() -> f64 {
     let kernel = T::kernel::<MR, true>();
     let rows = if T::tiled() { amx::ROWS } else { MR };
     let run = || {
-        let (a, b) = (vec![0u32; UNITS * rows], vec![0u32; UNITS * NR]);
-        let mut c = vec![0f32; rows * NR];
+        let (mut a, mut b, mut c) = (Lines::default(), Lines::default(), Lines::default());
+        let (a, b, c) = (a.get(UNITS * rows), b.get(UNITS * NR), c.floats(rows * NR));
         // SAFETY: tiles are configured where there are tiles.
         let tiles = T::tiled().then(|| unsafe { amx::Tiles::configure() });
         for _ in 0..REPEATS {
@@ -103,12 +104,14 @@ fn peak_of<T: Product>() -> f64 {
             // SAFETY: the operands hold UNITS units, whole steps of tiles, the result is one block.
             unsafe {
                 match &tiles {
-                    Some(tiles) => tiles.product(UNITS / amx::STEP, a, UNITS, b, c, NR, false),
+                    Some(tiles) => {
+                        tiles.product(&amx::PACKED[..UNITS / amx::STEP], amx::Left::packed(a), b, c, false, b)
+                    }
                     None => kernel(UNITS, a, MR, b, c, NR, true),
                 }
             };
         }
-        std::hint::black_box(&c);
+        std::hint::black_box(c);
     };
     let flop = (2 * rows * NR * UNITS * T::PER_UNIT * REPEATS) as f64;
     let measure = || {

@@ -137,6 +137,14 @@ fn convolution_of_odd_shapes() {
         ([2, 5, 4, 64], 64, [3, 3], ConvOptions::same3(), [10, 8]),
         ([1, 3, 3, 64], 96, [3, 3], ConvOptions::same3(), [5, 7]),
         ([1, 3, 3, 1280], 976, [3, 3], ConvOptions::same3(), [3, 3]),
+        // Lines of 16 results, which tiles of AMX read where they lie: two pictures, every second pixel, enlarged, more
+        // lines than a task has, parts of lines.
+        ([2, 3, 16, 32], 40, [3, 3], ConvOptions::same3(), [3, 16]),
+        ([1, 7, 32, 32], 33, [3, 3], ConvOptions { stride: 2, padding: [0, 1, 0, 1] }, [7, 32]),
+        ([1, 4, 8, 32], 20, [3, 3], ConvOptions::same3(), [8, 16]),
+        ([1, 13, 48, 32], 20, [3, 3], ConvOptions::same3(), [13, 48]),
+        ([1, 2, 320, 32], 8, [3, 3], ConvOptions::same3(), [2, 320]),
+        ([2, 5, 16, 352], 8, [3, 3], ConvOptions::same3(), [5, 16]),
     ];
     each(|dtype| {
         for (shape, n, [kh, kw], options, seen) in rows {

@@ -1,11 +1,12 @@
 //! Tiles of Intel's AMX: products of bf16 pairs with f32 accumulation, by inline assembly, since the compiler has
 //! neither the registers nor the instructions in its stable part.
 //!
+//! With the feature `imitated-tiles` loops do the same, so that what is built on tiles can be tested on processors without.
+//!
 //! A tile register holds 16 rows of 64 bytes. Packed columns (see `micro`) are right-hand tiles as they lie, rows of a
 //! matrix are left-hand tiles as they lie. Bound: the tile unit, 16 cycles for each of the four products of a step,
 //! beside four tile loads.
 
-#[cfg(target_arch = "x86_64")]
 use super::micro::NR;
 
 /// Rows of a block: two tiles.
@@ -13,8 +14,44 @@ pub(crate) const ROWS: usize = 32;
 /// Units of depth of one step; operands are padded with zeros to whole steps.
 pub(crate) const STEP: usize = 16;
 
+/// Rows of the left-hand side: where two tiles of them begin, and units from one row to the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub(crate) tiles: [*const u32; 2],
+    pub(crate) row: usize,
+}
+
+impl Left {
+    /// Rows packed step after step ([`PACKED`]): rows at large powers of two of each other would share few sets of the
+    /// first-level cache.
+    pub(crate) fn packed(a: *const u32) -> Left {
+        Left { tiles: [a, a.wrapping_add(ROWS / 2 * STEP)], row: STEP }
+    }
+}
+
+/// Bytes that a product fetches ahead in each step: of eight groups of rows each, a panel's share.
+pub(crate) const AHEAD: usize = 256;
+
+/// Most steps that one product takes.
+pub(crate) const MOST_STEPS: usize = 512;
+
+/// Where each step of rows lies, in bytes, that are packed step after step.
+pub(crate) static PACKED: [usize; MOST_STEPS] = steps(4 * ROWS * STEP);
+/// The same of rows that lie as they are.
+pub(crate) static IN_PLACE: [usize; MOST_STEPS] = steps(4 * STEP);
+
+const fn steps(bytes: usize) -> [usize; MOST_STEPS] {
+    let mut all = [0; MOST_STEPS];
+    let mut i = 0;
+    while i < MOST_STEPS {
+        all[i] = i * bytes;
+        i += 1;
+    }
+    all
+}
+
 /// Whether this processor has bf16 tiles and the kernel lets this process use them, for which it is asked.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "imitated-tiles")))]
 pub(crate) fn available() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
     const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
@@ -42,17 +79,19 @@ pub(crate) fn available() -> bool {
     result == 0
 }
 
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(feature = "imitated-tiles"))))]
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 asks"))]
 pub(crate) fn available() -> bool {
-    false
+    cfg!(feature = "imitated-tiles")
 }
 
 /// The tile registers of this thread, configured while this lives.
 pub(crate) struct Tiles(());
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 impl Tiles {
+    /// Configures the tile registers of this thread.
+    ///
     /// # Safety
     /// [`available`] said yes.
     pub(crate) unsafe fn configure() -> Tiles {
@@ -69,30 +108,30 @@ impl Tiles {
         Tiles(())
     }
 
-    /// `c[r * ldc + j] (+)= sum over units of a[r * lda + unit] * b[unit * NR + j]` for [`ROWS`] rows and [`NR`]
-    /// columns, over `steps` times [`STEP`] units.
+    /// `c[r][j] (+)= sum over units of a[r][unit] * b[unit][j]` for [`ROWS`] rows and [`NR`] columns, both `c` and `b` row
+    /// after row, over a step of [`STEP`] units for each of `steps`, which say where it lies in the rows. What lies from
+    /// `ahead` on is fetched into the second-level cache, [`AHEAD`] bytes a step.
     ///
     /// # Safety
-    /// All of that lies in memory, and `steps` is not 0.
+    /// All of that but `ahead` lies in memory, and there is a step.
     pub(crate) unsafe fn product(
         &self,
-        steps: usize,
-        a: *const u32,
-        lda: usize,
+        steps: &[usize],
+        a: Left,
         b: *const u32,
         c: *mut f32,
-        ldc: usize,
         accumulate: bool,
+        ahead: *const u32,
     ) {
         // SAFETY: reads and writes what the caller promised.
         unsafe {
             std::arch::asm!(
                 "test {accumulate:e}, {accumulate:e}",
                 "jz 2f",
-                "tileloadd tmm0, [{c} + {ldc}*1]",
-                "tileloadd tmm1, [{c} + {ldc}*1 + 64]",
-                "tileloadd tmm2, [{c16} + {ldc}*1]",
-                "tileloadd tmm3, [{c16} + {ldc}*1 + 64]",
+                "tileloadd tmm0, [{c} + {line}*1]",
+                "tileloadd tmm1, [{c} + {line}*1 + 64]",
+                "tileloadd tmm2, [{c} + {line}*1 + 2048]",
+                "tileloadd tmm3, [{c} + {line}*1 + 2112]",
                 "jmp 3f",
                 "2:",
                 "tilezero tmm0",
@@ -100,40 +139,49 @@ impl Tiles {
                 "tilezero tmm2",
                 "tilezero tmm3",
                 "3:",
-                "tileloadd tmm4, [{a} + {lda}*1]",
-                "tileloadd tmm6, [{b} + {ldb}*1]",
+                "mov {x}, [{at}]",
+                "lea {y}, [{a16} + {x}]",
+                "add {x}, {a}",
+                "tileloadd tmm4, [{x} + {row}*1]",
+                "tileloadd tmm6, [{b} + {line}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{a16} + {lda}*1]",
+                "tileloadd tmm5, [{y} + {row}*1]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                "tileloadd tmm7, [{b} + {ldb}*1 + 64]",
+                "tileloadd tmm7, [{b} + {line}*1 + 64]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, 64",
-                "add {a16}, 64",
+                "prefetcht1 [{ahead}]",
+                "prefetcht1 [{ahead} + 64]",
+                "prefetcht1 [{ahead} + 128]",
+                "prefetcht1 [{ahead} + 192]",
+                "add {ahead}, 256",
                 "add {b}, 2048",
+                "add {at}, 8",
                 "dec {steps}",
                 "jnz 3b",
-                "tilestored [{c} + {ldc}*1], tmm0",
-                "tilestored [{c} + {ldc}*1 + 64], tmm1",
-                "tilestored [{c16} + {ldc}*1], tmm2",
-                "tilestored [{c16} + {ldc}*1 + 64], tmm3",
+                "tilestored [{c} + {line}*1], tmm0",
+                "tilestored [{c} + {line}*1 + 64], tmm1",
+                "tilestored [{c} + {line}*1 + 2048], tmm2",
+                "tilestored [{c} + {line}*1 + 2112], tmm3",
                 accumulate = in(reg) u32::from(accumulate),
-                steps = inout(reg) steps => _,
-                a = inout(reg) a => _,
-                a16 = inout(reg) a.add(16 * lda) => _,
-                lda = in(reg) lda * 4,
+                steps = inout(reg) steps.len() => _,
+                at = inout(reg) steps.as_ptr() => _,
+                x = out(reg) _,
+                y = out(reg) _,
+                ahead = inout(reg) ahead => _,
+                a = in(reg) a.tiles[0],
+                a16 = in(reg) a.tiles[1],
+                row = in(reg) a.row * 4,
                 b = inout(reg) b => _,
-                ldb = in(reg) NR * 4,
                 c = in(reg) c,
-                c16 = in(reg) c.add(16 * ldc),
-                ldc = in(reg) ldc * 4,
+                line = in(reg) NR * 4,
                 options(nostack)
             );
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: only configured tiles make this value. Released, they need not be saved at every change of thread.
@@ -141,23 +189,43 @@ impl Drop for Tiles {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(all(target_arch = "x86_64", not(feature = "imitated-tiles"))))]
 impl Tiles {
-    /// Never called: [`available`] says no.
+    /// There is nothing to configure.
     pub(crate) unsafe fn configure() -> Tiles {
         Tiles(())
     }
 
-    /// Never called.
+    /// The same product as loops.
+    ///
+    /// # Safety
+    /// As with the instructions.
     pub(crate) unsafe fn product(
         &self,
-        _: usize,
-        _: *const u32,
-        _: usize,
-        _: *const u32,
-        _: *mut f32,
-        _: usize,
-        _: bool,
+        steps: &[usize],
+        a: Left,
+        b: *const u32,
+        c: *mut f32,
+        accumulate: bool,
+        _ahead: *const u32,
     ) {
+        let [low, high] = [|x: u32| f32::from_bits(x << 16), |x: u32| f32::from_bits(x & 0xffff_0000)];
+        // SAFETY: the caller promised a block.
+        let c = unsafe { std::slice::from_raw_parts_mut(c, ROWS * NR) };
+        for (r, row) in c.chunks_exact_mut(NR).enumerate() {
+            if !accumulate {
+                row.fill(0.0);
+            }
+            for (step, at) in steps.iter().enumerate() {
+                for unit in 0..STEP {
+                    // SAFETY: the caller promised these units.
+                    let (x, b) = unsafe {
+                        let x = a.tiles[r / (ROWS / 2)].add(at / 4 + r % (ROWS / 2) * a.row + unit);
+                        (*x, std::slice::from_raw_parts(b.add((step * STEP + unit) * NR), NR))
+                    };
+                    row.iter_mut().zip(b).for_each(|(o, b)| *o += low(x) * low(*b) + high(x) * high(*b));
+                }
+            }
+        }
     }
 }

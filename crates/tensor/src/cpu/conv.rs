@@ -1,12 +1,15 @@
 //! Convolution on the CPU as a block product whose rows are gathered windows; no im2col matrix.
 
+use super::amx;
 use super::epilogue::Epilogue;
 use super::gemm::{PackedColumns, Product, Rows, product};
+use super::tiles::{Staged, TILE};
 use super::{SharedMut, winograd};
 use crate::meter::watch;
 use crate::ops::{ConvOptions, Fused};
 use crate::tensor::Element;
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
+use std::ops::Range;
 
 /// A convolution's weight, packed for one of the ways to compute it.
 pub(crate) enum Weights {
@@ -26,12 +29,20 @@ impl Weights {
     }
 }
 
+/// The tiles by which a weight `[out, in, kh, kw]` is applied, where they pay.
+fn tiles(dtype: DType, [n, c, kh, kw]: [usize; 4], options: ConvOptions) -> Option<winograd::Size> {
+    if ([kh, kw], options.stride) == ([3, 3], 1) { winograd::size(dtype, c, n) } else { None }
+}
+
+/// Numbers that a weight `[out, in, kernel, kernel]` is held in, but for what fills up panels.
+pub(crate) fn held(dtype: DType, [n, c, kernel]: [usize; 3], options: ConvOptions) -> usize {
+    n * c * tiles(dtype, [n, c, kernel, kernel], options).map_or(kernel * kernel, |size| size.inputs().pow(2))
+}
+
 /// Packs a weight `[out, in, kh, kw]`.
 pub(crate) fn pack<T: Product>(weight: &Tensor, options: ConvOptions) -> Result<Weights> {
     let [n, c, kh, kw] = weight.dims4()?;
-    if ([kh, kw], options.stride) == ([3, 3], 1)
-        && let Some(size) = winograd::size(weight.dtype(), c, n)
-    {
+    if let Some(size) = tiles(weight.dtype(), [n, c, kh, kw], options) {
         return Ok(Weights::Tiles(winograd::Weights::new::<T>(weight, size)?));
     }
     let data = weight.data::<T>();
@@ -72,6 +83,33 @@ impl<T> Windows<'_, T> {
     }
 }
 
+impl<T: Element> Windows<'_, T> {
+    /// Neighbouring pixels of a line of the padded picture from (y, x) on.
+    fn line(&self, picture: usize, y: usize, x: usize, out: &mut [T]) {
+        let [h, w, c] = self.stored;
+        if self.seen != [h, w] {
+            for (i, out) in out.chunks_exact_mut(c).enumerate() {
+                match self.pixel(picture, y, x + i) {
+                    Some(pixel) => out.copy_from_slice(pixel),
+                    None => out.fill(T::from_f32(0.0)),
+                }
+            }
+            return;
+        }
+        // The pixels that are in the picture lie together.
+        let (before, sy) = (self.options.padding[2], y.wrapping_sub(self.options.padding[0]));
+        let count = out.len() / c;
+        let inside =
+            if sy < h { before.saturating_sub(x).min(count)..(before + w).saturating_sub(x).min(count) } else { 0..0 };
+        out[..inside.start * c].fill(T::from_f32(0.0));
+        out[inside.end * c..].fill(T::from_f32(0.0));
+        if !inside.is_empty() {
+            let from = ((picture * h + sy) * w + x + inside.start - before) * c;
+            out[inside.start * c..inside.end * c].copy_from_slice(&self.data[from..][..inside.len() * c]);
+        }
+    }
+}
+
 impl<T: Element> Rows<T> for Windows<'_, T> {
     #[inline]
     fn copy(&self, row: usize, from: usize, out: &mut [T]) {
@@ -92,6 +130,68 @@ impl<T: Element> Rows<T> for Windows<'_, T> {
             channel = 0;
             tap += 1;
         }
+    }
+
+    #[inline]
+    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
+        let c = self.stride()?;
+        self.data.get(row * c + from..row * c + from + len)
+    }
+
+    fn stride(&self) -> Option<usize> {
+        let [h, w, c] = self.stored;
+        let as_it_lies = self.kernel == [1, 1] && self.out == [h, w] && self.seen == [h, w];
+        as_it_lies.then_some(c)
+    }
+
+    /// Copies the part of the padded picture that the rows' windows see, once for all taps: then the pixels that a tap
+    /// sees from a tile of neighbouring results are at one distance.
+    fn stage(&self, rows: Range<usize>, staged: &mut Staged) -> bool {
+        let (first, count) = (rows.start, rows.len());
+        let (c, [oh, ow], [kh, kw], stride) = (self.stored[2], self.out, self.kernel, self.options.stride);
+        let per_unit = size_of::<u32>() / size_of::<T>();
+        if !ow.is_multiple_of(TILE) || !c.is_multiple_of(per_unit * amx::STEP) || !first.is_multiple_of(TILE) {
+            return false;
+        }
+        // A part of one line of results, or some whole lines.
+        let lines = first / ow..(first + count).div_ceil(ow);
+        let (left, wide) = if lines.len() == 1 { (first % ow, count) } else { (0, ow) };
+        let across = (wide - 1) * stride + kw;
+        let line_units = across * c / per_unit;
+        staged.tiles.clear();
+        let mut seen_lines = 0;
+        let mut at_line = Vec::new();
+        let mut last = None;
+        for line in lines.clone() {
+            let (picture, y) = (line / oh, line % oh * stride);
+            // Where the line before it was of the same picture, some of what this one sees is there.
+            let fresh = match last {
+                Some((p, end)) if p == picture => y.max(end)..y + kh,
+                _ => y..y + kh,
+            };
+            let begin = seen_lines + fresh.len() - kh;
+            let memory = staged.memory.get((seen_lines + fresh.len()) * line_units);
+            for (i, py) in fresh.enumerate() {
+                let out = &mut memory[(seen_lines + i) * line_units..][..line_units];
+                // SAFETY: the line is `across * c` elements of T, aligned for it.
+                let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<T>(), across * c) };
+                self.line(picture, py, left * stride, out);
+            }
+            seen_lines = begin + kh;
+            last = Some((picture, y + kh));
+            at_line.push(begin);
+        }
+        for row in (first..first + count).step_by(TILE) {
+            let line = at_line[row / ow - lines.start];
+            staged.tiles.push(line * line_units + (row % ow - left) * stride * c / per_unit);
+        }
+        staged.steps.clear();
+        for tap in 0..kh * kw {
+            let at = tap / kw * line_units + tap % kw * c / per_unit;
+            staged.steps.extend((0..c / per_unit).step_by(amx::STEP).map(|unit| 4 * (at + unit)));
+        }
+        staged.row = stride * c / per_unit;
+        true
     }
 }
 

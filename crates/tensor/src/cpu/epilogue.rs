@@ -3,8 +3,12 @@
 
 use super::gemm::Tile;
 use super::isa::simd;
+#[cfg(target_arch = "x86_64")]
+use super::isa::{Isa, isa};
 use super::math::activate_all;
+use super::micro::NR;
 use super::{SharedMut, math};
+use crate::DType;
 use crate::ops::Activation;
 use crate::tensor::Element;
 
@@ -22,6 +26,15 @@ pub(crate) struct Epilogue<'a, T> {
 impl<T: Element> Epilogue<'_, T> {
     /// Finishes a tile of a plain product.
     pub(crate) fn finish(&self, tile: Tile) {
+        #[cfg(target_arch = "x86_64")]
+        if T::DTYPE == DType::BF16
+            && tile.columns.is_multiple_of(NR)
+            && self.activation == Activation::None
+            && isa() >= Isa::Avx512Bf16
+        {
+            // SAFETY: the processor has the instructions; tiles cover disjoint parts of the output.
+            return (0..tile.columns).step_by(NR).for_each(|column| unsafe { self.finish_panel(&tile, column) });
+        }
         let columns = tile.column..tile.column + tile.columns;
         for r in 0..tile.rows {
             let row = tile.row + r;
@@ -39,16 +52,56 @@ impl<T: Element> Epilogue<'_, T> {
         }
     }
 
+    /// As [`Epilogue::finish`] for one panel of bf16 without activation, from `column` of the tile on.
+    ///
+    /// # Safety
+    /// T is bf16, and nobody else uses the tile's part of the output.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn finish_panel(&self, tile: &Tile, column: usize) {
+        use std::arch::x86_64::*;
+        let wide = |x: *const T| {
+            // SAFETY: callers give the address of NR numbers of 16 bits.
+            let both = unsafe { _mm512_loadu_si512(x.cast()) };
+            let part = |half| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+            (part(_mm512_castsi512_si256(both)), part(_mm512_extracti64x4_epi64(both, 1)))
+        };
+        let bias = match self.bias {
+            // SAFETY: the bias has a number for each column.
+            Some(bias) => unsafe {
+                let bias = bias[tile.column + column..][..NR].as_ptr();
+                (_mm512_loadu_ps(bias), _mm512_loadu_ps(bias.add(16)))
+            },
+            None => (_mm512_setzero_ps(), _mm512_setzero_ps()),
+        };
+        for r in 0..tile.rows {
+            let row = tile.row + r;
+            let at = row * self.width + tile.column + column;
+            let values = tile.values[r * tile.stride + column..][..NR].as_ptr();
+            // SAFETY: all of these hold NR numbers for this row.
+            unsafe {
+                let mut low = _mm512_add_ps(_mm512_loadu_ps(values), bias.0);
+                let mut high = _mm512_add_ps(_mm512_loadu_ps(values.add(16)), bias.1);
+                if let Some((add, rows)) = self.channel_add {
+                    let add = wide(add[row / rows * self.width + tile.column + column..][..NR].as_ptr());
+                    (low, high) = (_mm512_add_ps(low, add.0), _mm512_add_ps(high, add.1));
+                }
+                if let Some(residual) = self.residual {
+                    let residual = wide(residual[at..][..NR].as_ptr());
+                    (low, high) = (_mm512_add_ps(low, residual.0), _mm512_add_ps(high, residual.1));
+                }
+                let out = self.out.range(at, NR).as_mut_ptr();
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(out.cast(), both);
+            }
+        }
+    }
+
     /// Finishes a tile of a product by halves: first half times GELU of the second.
     pub(crate) fn finish_geglu(&self, tile: Tile) {
-        for r in 0..tile.rows {
-            // SAFETY: tiles cover disjoint parts of the output.
-            let out = unsafe { self.out.range((tile.row + r) * self.width + tile.column, tile.columns) };
-            let (value, gate) = tile.values[r * tile.stride..][..tile.stride].split_at_mut(tile.twin);
-            let bias =
-                self.bias.map(|b| (&b[tile.column..][..tile.columns], &b[self.width + tile.column..][..tile.columns]));
-            geglu_row(&mut value[..tile.columns], &mut gate[..tile.columns], bias, out);
-        }
+        let bias =
+            self.bias.map(|b| (&b[tile.column..][..tile.columns], &b[self.width + tile.column..][..tile.columns]));
+        geglu_rows(tile, bias, self.out, self.width);
     }
 }
 
@@ -69,11 +122,21 @@ simd! {
 }
 
 simd! {
-    fn geglu_row<T: Element>(value: &mut [f32], gate: &mut [f32], bias: Option<(&[f32], &[f32])>, out: &mut [T]) {
-        if let Some((first, second)) = bias {
-            value.iter_mut().zip(first).for_each(|(x, b)| *x += b);
-            gate.iter_mut().zip(second).for_each(|(x, b)| *x += b);
+    fn geglu_rows<T: Element>(tile: Tile, bias: Option<(&[f32], &[f32])>, out: SharedMut<T>, width: usize) {
+        for r in 0..tile.rows {
+            // SAFETY: tiles cover disjoint parts of the output.
+            let out = unsafe { out.range((tile.row + r) * width + tile.column, tile.columns) };
+            let (value, gate) = tile.values[r * tile.stride..][..tile.twin + tile.columns].split_at_mut(tile.twin);
+            let value = &mut value[..tile.columns];
+            if let Some((first, second)) = bias {
+                value.iter_mut().zip(first).for_each(|(x, b)| *x += b);
+                gate.iter_mut().zip(second).for_each(|(x, b)| *x += b);
+            }
+            if T::DTYPE == DType::BF16 {
+                out.iter_mut().zip(value.iter().zip(gate.iter())).for_each(|(o, (x, g))| *o = T::from_f32(x * math::gelu_16_bits(*g)));
+            } else {
+                out.iter_mut().zip(value.iter().zip(gate.iter())).for_each(|(o, (x, g))| *o = T::from_f32(x * math::activate(*g, Activation::Gelu)));
+            }
         }
-        out.iter_mut().zip(value.iter().zip(gate.iter())).for_each(|(o, (x, g))| *o = T::from_f32(x * math::activate(*g, Activation::Gelu)));
     }
 }

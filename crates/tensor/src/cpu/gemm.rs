@@ -7,15 +7,18 @@
 //!
 //! Bound: floating-point units for more than some hundred rows, else the weights' bytes.
 
-use super::amx::{self, Tiles};
+use super::amx;
 use super::isa::{Isa, isa};
+use super::lines::Lines;
 use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32};
+use super::tiles::{self, Staged};
 use crate::Result;
 use crate::storage::Block;
 use crate::tensor::Element;
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Rows of a task: the packed block (`ROW_BLOCK * DEPTH * 4` bytes) stays in the second-level cache.
 const ROW_BLOCK: usize = 8 * MR;
@@ -23,12 +26,6 @@ const ROW_BLOCK: usize = 8 * MR;
 pub(crate) const DEPTH: usize = 256;
 /// Columns of a task: repacking rows for each range of columns costs 1 in `2 * COLUMN_BLOCK / 32` at most.
 const COLUMN_BLOCK: usize = 1024;
-
-/// As [`ROW_BLOCK`], [`COLUMN_BLOCK`] and [`DEPTH`] with AMX, which computes so much faster than weights arrive that more
-/// rows must share them; its slices of both sides fit the first-level cache together.
-const TILED_ROW_BLOCK: usize = 8 * amx::ROWS;
-const TILED_COLUMN_BLOCK: usize = 512;
-const TILED_DEPTH: usize = 160;
 
 /// An element type with a block product.
 pub(crate) trait Product: Element {
@@ -147,7 +144,7 @@ impl PackedColumns {
 /// Packs one panel: the first `NR` of `columns`, zeros where there are fewer.
 fn pack_panel<T: Product>(
     out: &mut [u32],
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     depth: usize,
     line: impl Fn(usize, &mut [T]),
     staged: &mut Vec<u32>,
@@ -174,6 +171,11 @@ pub(crate) trait Rows<T>: Sync {
     /// Elements `from .. from + len` of `row` where they lie together as they are, which saves the copy.
     fn in_place(&self, _row: usize, _from: usize, _len: usize) -> Option<&[T]> {
         None
+    }
+
+    /// Copies rows so that tiles of AMX can read them, where they have such an order; says whether.
+    fn stage(&self, _rows: Range<usize>, _staged: &mut Staged) -> bool {
+        false
     }
 
     /// The distance between neighbouring rows, where all of them lie as they are at one distance.
@@ -212,19 +214,20 @@ pub(crate) struct Tile<'a> {
     pub(crate) column: usize,
     pub(crate) columns: usize,
     pub(crate) stride: usize,
-    /// Distance within a row to the tile's twin half a matrix further on (see [`product`]).
+    /// Distance to the same number of the tile's twin half a matrix further on (see [`product`]).
     pub(crate) twin: usize,
     pub(crate) values: &'a mut [f32],
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { staged: Vec::new(), packed: Vec::new(), tile: Vec::new() }) };
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
+#[derive(Default)]
 struct Scratch {
-    staged: Vec<u32>,
-    packed: Vec<u32>,
-    tile: Vec<f32>,
+    staged: Lines,
+    packed: Lines,
+    tile: Lines,
 }
 
 /// `rows` rows times packed columns; every tile goes to `finish`, which may run on any thread.
@@ -238,93 +241,33 @@ pub(crate) fn product<T: Product>(
 ) {
     crate::meter::count(rows, right.depth, right.columns);
     let width = right.columns / halves;
-    let (row_block, most_columns) =
-        if T::tiled() { (TILED_ROW_BLOCK, TILED_COLUMN_BLOCK) } else { (ROW_BLOCK, COLUMN_BLOCK) };
+    // With tiles a task brings more rows into its cache, which fewer tasks repeat less.
+    let (row_block, most_columns, tasks) = match T::tiled() {
+        true => (tiles::ROW_BLOCK, tiles::COLUMN_BLOCK, 4),
+        false => (ROW_BLOCK, COLUMN_BLOCK, 8),
+    };
     let row_blocks = rows.div_ceil(row_block);
     // Enough tasks for all threads where there are few rows; how columns are divided does not change the result.
-    let tasks = 8 * rayon::current_num_threads();
+    let tasks = tasks * rayon::current_num_threads();
     let ranges = (width * halves).div_ceil(most_columns).max(tasks.div_ceil(row_blocks.max(1)));
     let column_block = width.div_ceil(ranges).next_multiple_of(NR);
     let column_blocks = width.div_ceil(column_block);
     // Columns outermost: their slab stays in the last-level cache while the rows pass.
     (0..row_blocks * column_blocks).into_par_iter().with_max_len(1).for_each(|task| {
         let (column, row) = (task / row_blocks * column_block, task % row_blocks * row_block);
+        let columns = column_block.min(width - column);
+        let count = row_block.min(rows - row);
+        if T::tiled() {
+            return tiles::product(left, right, row..row + count, column..column + columns, halves, &finish);
+        }
         SCRATCH.with_borrow_mut(|scratch| {
-            let columns = column_block.min(width - column);
-            let count = row_block.min(rows - row);
-            if T::tiled() {
-                tiled_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
-            } else {
-                task_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
-            }
+            task_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
             let twin = columns.next_multiple_of(NR);
-            finish(Tile { row, rows: count, column, columns, stride: twin * halves, twin, values: &mut scratch.tile });
+            let stride = twin * halves;
+            let values = scratch.tile.floats(count.next_multiple_of(MR) * stride);
+            finish(Tile { row, rows: count, column, columns, stride, twin, values });
         });
     });
-}
-
-/// One task in AMX tiles, which take rows as they lie: in place where that is possible, else copied a slice of depth
-/// at a time.
-fn tiled_product<T: Product>(
-    left: &impl Rows<T>,
-    right: &PackedColumns,
-    (row, rows): (usize, usize),
-    (column, columns): (usize, usize),
-    halves: usize,
-    scratch: &mut Scratch,
-) {
-    // SAFETY: `T::tiled` said that there are tiles.
-    let tiles = unsafe { Tiles::configure() };
-    let groups = rows.div_ceil(amx::ROWS);
-    let panels = columns.div_ceil(NR);
-    let stride = panels * NR * halves;
-    scratch.tile.resize(groups * amx::ROWS * stride, 0.0);
-    scratch.packed.resize(groups * amx::ROWS * TILED_DEPTH, 0);
-    // Whole steps and whole groups of rows lie in place, nothing is read beyond them.
-    let whole = |group: usize| right.depth == right.units * T::PER_UNIT && (group + 1) * amx::ROWS <= rows;
-    for unit in (0..right.units).step_by(TILED_DEPTH) {
-        let count = TILED_DEPTH.min(right.units - unit);
-        let from = unit * T::PER_UNIT;
-        let elements = (count * T::PER_UNIT).min(right.depth - from);
-        let side = |group: usize, packed: &[u32]| -> (*const u32, usize) {
-            match left.stride() {
-                Some(stride) if whole(group) => match left.in_place(row + group * amx::ROWS, from, elements) {
-                    Some(line) => (line.as_ptr().cast(), stride / T::PER_UNIT),
-                    None => (packed[group * amx::ROWS * count..].as_ptr(), count),
-                },
-                _ => (packed[group * amx::ROWS * count..].as_ptr(), count),
-            }
-        };
-        for group in 0..groups {
-            if left.stride().is_some() && whole(group) {
-                continue;
-            }
-            for (r, line) in
-                scratch.packed[group * amx::ROWS * count..][..amx::ROWS * count].chunks_exact_mut(count).enumerate()
-            {
-                let at = group * amx::ROWS + r;
-                line[elements / T::PER_UNIT..].fill(0);
-                if at >= rows {
-                    line.fill(0);
-                    continue;
-                }
-                // SAFETY: a line of u32 is `count * PER_UNIT` elements of T, aligned for it.
-                let line = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), elements) };
-                left.copy(row + at, from, line);
-            }
-        }
-        for half in 0..halves {
-            for panel in 0..panels {
-                let b = right.panel((half * right.columns / halves + column) / NR + panel, unit);
-                for group in 0..groups {
-                    let (a, lda) = side(group, &scratch.packed);
-                    let c = scratch.tile[group * amx::ROWS * stride + (half * panels + panel) * NR..].as_mut_ptr();
-                    // SAFETY: both sides hold `count` units, whole steps; the tile has ROWS rows of `stride` numbers.
-                    unsafe { tiles.product(count / amx::STEP, a, lda, b, c, stride, unit > 0) };
-                }
-            }
-        }
-    }
 }
 
 /// One task: packs its rows a slice of depth at a time and multiplies them with every panel of its columns.
@@ -340,13 +283,13 @@ fn task_product<T: Product>(
     let groups = rows.div_ceil(MR);
     let panels = columns.div_ceil(NR);
     let stride = panels * NR * halves;
-    scratch.tile.resize(groups * MR * stride, 0.0);
-    scratch.packed.resize(groups * MR * DEPTH, 0);
-    scratch.staged.resize(MR * DEPTH, 0);
+    let tile = scratch.tile.floats(groups * MR * stride);
+    let packed = scratch.packed.get(groups * MR * DEPTH);
+    let staged = scratch.staged.get(MR * DEPTH);
     for unit in (0..right.units).step_by(DEPTH) {
         let count = DEPTH.min(right.units - unit);
         for group in 0..groups {
-            let packed = &mut scratch.packed[group * MR * count..][..MR * count];
+            let packed = &mut packed[group * MR * count..][..MR * count];
             pack_rows::<T, MR>(
                 left,
                 row + group * MR,
@@ -354,7 +297,7 @@ fn task_product<T: Product>(
                 right.depth,
                 unit,
                 count,
-                &mut scratch.staged,
+                staged,
                 packed,
             );
         }
@@ -362,9 +305,9 @@ fn task_product<T: Product>(
             for panel in 0..panels {
                 let b = right.panel((half * right.columns / halves + column) / NR + panel, unit);
                 for group in 0..groups {
-                    let c = scratch.tile[group * MR * stride + (half * panels + panel) * NR..].as_mut_ptr();
+                    let c = tile[group * MR * stride + (half * panels + panel) * NR..].as_mut_ptr();
                     // SAFETY: both sides hold `count` units; the tile has MR rows of `stride` numbers here.
-                    unsafe { kernel(count, scratch.packed[group * MR * count..].as_ptr(), MR, b, c, stride, unit > 0) };
+                    unsafe { kernel(count, packed[group * MR * count..].as_ptr(), MR, b, c, stride, unit > 0) };
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The one run-time choice of instruction set.
 
+use crate::{Error, Result};
 use std::sync::OnceLock;
 
 /// Instruction sets with code of their own, poorest first.
@@ -17,26 +18,56 @@ pub(crate) enum Isa {
     Amx,
 }
 
-/// Whether `SAMEFACE_ISA=amx` asks for every use of AMX by name.
-pub(crate) fn amx_by_name() -> bool {
-    static NAMED: OnceLock<bool> = OnceLock::new();
-    *NAMED.get_or_init(|| std::env::var("SAMEFACE_ISA").is_ok_and(|wish| wish == "amx"))
+impl Isa {
+    /// All of them, poorest first.
+    const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+
+    /// As `SAMEFACE_ISA` names it.
+    fn name(self) -> &'static str {
+        ["portable", "avx2", "avx512", "avx512bf16", "amx"][self as usize]
+    }
+
+    fn named(name: &str) -> Option<Isa> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name)
+    }
 }
 
-/// The best instruction set here, or the poorer one that `SAMEFACE_ISA` (`avx512bf16`, `avx512`, `avx2`,
-/// `portable`) names, which lets tests cover each path on one machine. `amx` is the best one with attention in tiles.
+/// The best instruction set here, or the poorer one that `SAMEFACE_ISA` names (`avx512bf16`, `avx512`, `avx2`,
+/// `portable`), which lets tests cover each path on one machine.
 pub(crate) fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| {
-        let wish = match std::env::var("SAMEFACE_ISA").as_deref() {
-            Ok("portable") => Isa::Portable,
-            Ok("avx2") => Isa::Avx2,
-            Ok("avx512") => Isa::Avx512,
-            Ok("avx512bf16") => Isa::Avx512Bf16,
-            _ => Isa::Amx,
-        };
-        wish.min(best())
+        let wish = std::env::var(VARIABLE).ok().and_then(|name| Isa::named(&name));
+        wish.map_or(best(), |wish| wish.min(best()))
     })
+}
+
+const VARIABLE: &str = "SAMEFACE_ISA";
+
+/// The name of the instruction set that operators on the CPU use: the best one here, or the one that `SAMEFACE_ISA` names.
+///
+/// # Errors
+/// A name that is none, or of what this processor does not have; operators then use the best they have at most.
+pub fn instructions() -> Result<&'static str> {
+    let wish = std::env::var_os(VARIABLE);
+    chosen(wish.as_ref().map(|wish| wish.to_string_lossy()).as_deref(), best()).map(Isa::name)
+}
+
+/// What a wish chooses on a processor whose best is `best`.
+fn chosen(wish: Option<&str>, best: Isa) -> Result<Isa> {
+    let Some(wish) = wish else { return Ok(best) };
+    if let Some(isa) = Isa::named(wish).filter(|isa| *isa <= best) {
+        return Ok(isa);
+    }
+    let why = match Isa::named(wish) {
+        Some(_) => ", which this processor or its system does not have",
+        None => "",
+    };
+    let valid: Vec<&str> = Isa::ALL.into_iter().filter(|isa| *isa <= best).map(Isa::name).collect();
+    Err(Error::argument(
+        VARIABLE,
+        format!("it is {wish:?}{why}; valid here are {}, or leave it unset", valid.join(", ")),
+    ))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -92,3 +123,26 @@ macro_rules! simd {
     };
 }
 pub(crate) use simd;
+
+#[cfg(test)]
+mod tests {
+    use super::{Isa, chosen};
+
+    #[test]
+    fn wishes_are_met_or_refused_by_name() {
+        assert_eq!(chosen(None, Isa::Avx2).unwrap(), Isa::Avx2);
+        assert_eq!(chosen(Some("avx2"), Isa::Amx).unwrap(), Isa::Avx2);
+        for (wish, best, said) in [
+            (
+                "amx",
+                Isa::Avx2,
+                "\"amx\", which this processor or its system does not have; valid here are portable, avx2,",
+            ),
+            ("AVX2", Isa::Avx2, "\"AVX2\"; valid here are portable, avx2, or leave it unset"),
+            ("", Isa::Portable, "\"\"; valid here are portable, or leave it unset"),
+        ] {
+            let sentence = chosen(Some(wish), best).unwrap_err().to_string();
+            assert!(sentence.starts_with("SAMEFACE_ISA: it is ") && sentence.contains(said), "{sentence}");
+        }
+    }
+}

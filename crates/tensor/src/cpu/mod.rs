@@ -8,10 +8,12 @@ pub(crate) mod epilogue;
 pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod linear;
+pub(crate) mod lines;
 pub(crate) mod math;
 pub(crate) mod micro;
 pub(crate) mod norm;
 pub(crate) mod shape;
+pub(crate) mod tiles;
 pub(crate) mod vector;
 pub(crate) mod winograd;
 

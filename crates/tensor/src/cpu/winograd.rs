@@ -41,7 +41,7 @@ impl Size {
     }
 
     /// Inputs of a tile along each side.
-    fn inputs(self) -> usize {
+    pub(crate) fn inputs(self) -> usize {
         self.outputs() + 2
     }
 }

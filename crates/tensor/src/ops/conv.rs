@@ -80,6 +80,15 @@ impl Conv2d {
         Ok(Conv2d { packed, device, dtype, in_channels: c, out_channels: n, kernel, options })
     }
 
+    /// Numbers that a weight `[outputs, inputs, kernel, kernel]` is held in: more than it has where they are transformed
+    /// for an algorithm of fewer products.
+    pub fn held(dtype: DType, device: Device, [outputs, inputs, kernel]: [usize; 3], options: ConvOptions) -> usize {
+        match device {
+            Device::Cpu => cpu::conv::held(dtype, [outputs, inputs, kernel], options),
+            Device::Cuda(_) => outputs * inputs * kernel * kernel,
+        }
+    }
+
     /// Channels of the input.
     pub fn in_channels(&self) -> usize {
         self.in_channels

@@ -1,0 +1,175 @@
+//! Queries, keys and values where they lie, and keys and values packed for the two products.
+
+use super::{GROUP, Scratch, group, padded};
+use crate::cpu::amx;
+use crate::cpu::gemm::{Product, Rows, interleave, pack_rows};
+use crate::cpu::micro::NR;
+use crate::meter::watch;
+use crate::storage::Block;
+use crate::tensor::Element;
+use crate::{Result, Tensor};
+use rayon::prelude::*;
+
+/// Some columns of a tensor `[b, n, stride]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    pub(crate) tensor: &'a Tensor,
+    pub(crate) first: usize,
+    pub(crate) width: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// All columns of a tensor `[b, n, width]`.
+    pub(crate) fn all(tensor: &'a Tensor) -> Columns<'a> {
+        Columns { tensor, first: 0, width: tensor.last_dim() }
+    }
+
+    /// The rows of head `head` of picture `picture`.
+    pub(super) fn head<T: Element>(&self, picture: usize, head: usize, d: usize) -> HeadRows<'a, T> {
+        let stride = self.tensor.last_dim();
+        HeadRows {
+            data: self.tensor.data(),
+            base: picture * self.tensor.dim(1) * stride + self.first + head * d,
+            stride,
+        }
+    }
+}
+
+/// Rows of one picture's head.
+pub(super) struct HeadRows<'a, T> {
+    data: &'a [T],
+    base: usize,
+    stride: usize,
+}
+
+impl<T: Element> HeadRows<'_, T> {
+    pub(super) fn row(&self, row: usize, from: usize, len: usize) -> &[T] {
+        &self.data[self.base + row * self.stride + from..][..len]
+    }
+}
+
+impl<T: Element> Rows<T> for HeadRows<'_, T> {
+    #[inline]
+    fn copy(&self, row: usize, from: usize, out: &mut [T]) {
+        out.copy_from_slice(self.row(row, from, out.len()));
+    }
+
+    #[inline]
+    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
+        Some(self.row(row, from, len))
+    }
+}
+
+/// Keys and values of one branch, packed for each picture and head. Keys are the rows of a left-hand side, in groups of
+/// [`GROUP`], values panels of columns of a right-hand side. With AMX both are rows, in groups of [`amx::ROWS`] and there
+/// step after step ([`amx::PACKED`]); those of values are its elements, and keys their depth.
+pub(crate) struct PackedKeys {
+    pub(super) keys: usize,
+    block: Block,
+    /// Size in u32 of one head's keys, and of one head's values.
+    key_size: usize,
+    value_size: usize,
+}
+
+impl PackedKeys {
+    /// Packs `k` and `v`, `[b, m, heads * d]` each.
+    pub(crate) fn new<T: Product>(k: Columns, v: Columns, heads: usize) -> Result<PackedKeys> {
+        let _watch = watch(|| format!("keys {:?}", k.tensor.shape()));
+        let (b, m, d) = (k.tensor.dim(0), k.tensor.dim(1), k.width / heads);
+        let key_size = m.next_multiple_of(group::<T>()) * padded::<T>(d);
+        let value_size = d.next_multiple_of(NR) * padded::<T>(m);
+        let count = b * heads * (key_size + value_size);
+        let block = Block::new(count * 4)?;
+        // SAFETY: the block holds `count` u32 and is not shared yet.
+        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), count) };
+        data.par_chunks_mut((key_size + value_size).max(1)).enumerate().for_each(|(i, out)| {
+            let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
+            let (keys, values) = out.split_at_mut(key_size);
+            super::SCRATCH.with_borrow_mut(|scratch| {
+                pack_keys(keys, &k, m, d, scratch);
+                pack_values(values, &v, m, d, scratch);
+            });
+        });
+        Ok(PackedKeys { keys: m, block, key_size, value_size })
+    }
+
+    /// Packed keys and values of one picture's head.
+    pub(super) fn head(&self, index: usize) -> (&[u32], &[u32]) {
+        let size = self.key_size + self.value_size;
+        // SAFETY: `new` wrote all heads.
+        let all = unsafe { std::slice::from_raw_parts(self.block.as_ptr().cast::<u32>().add(index * size), size) };
+        all.split_at(self.key_size)
+    }
+}
+
+/// Packs `m` keys of `d` elements.
+fn pack_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, m: usize, d: usize, scratch: &mut Scratch) {
+    let (depth, group) = (padded::<T>(d), group::<T>());
+    scratch.staged.resize(scratch.staged.len().max(group * depth), 0);
+    for (i, out) in out.chunks_exact_mut(group * depth).enumerate() {
+        let first = i * group;
+        if !T::tiled() {
+            pack_rows::<T, GROUP>(k, first, m.min(first + group), d, 0, depth, &mut scratch.staged, out);
+            continue;
+        }
+        let line = &mut scratch.staged[..depth];
+        for row in 0..group {
+            line[d / T::PER_UNIT..].fill(0);
+            match first + row < m {
+                true => elements_of::<T>(line)[..d].copy_from_slice(k.row(first + row, 0, d)),
+                false => line.fill(0),
+            }
+            for (step, line) in line.chunks_exact(amx::STEP).enumerate() {
+                out[(step * group + row) * amx::STEP..][..amx::STEP].copy_from_slice(line);
+            }
+        }
+    }
+}
+
+/// Packs the values of `m` keys, `d` elements each, whose depth is the keys.
+fn pack_values<T: Product>(out: &mut [u32], v: &HeadRows<T>, m: usize, d: usize, scratch: &mut Scratch) {
+    let row = |key: usize| if key < m { v.row(key, 0, d) } else { &[] };
+    let pair = |unit: usize| match T::PER_UNIT {
+        2 => [row(2 * unit), row(2 * unit + 1)],
+        _ => [row(unit), &[]],
+    };
+    if !T::tiled() {
+        for (panel, out) in out.chunks_exact_mut(padded::<T>(m) * NR).enumerate() {
+            let columns = panel * NR..d.min((panel + 1) * NR);
+            for (unit, out) in out.chunks_exact_mut(NR).enumerate() {
+                pair_up(pair(unit).map(|row| row.get(columns.clone()).unwrap_or_default()), out);
+            }
+        }
+        return;
+    }
+    // A step of lines at a time, each one unit of every element.
+    let (depth, rows) = (padded::<T>(m), d.next_multiple_of(amx::ROWS));
+    scratch.staged.resize(scratch.staged.len().max(amx::STEP * rows), 0);
+    let staged = &mut scratch.staged[..amx::STEP * rows];
+    for first in (0..depth).step_by(amx::STEP) {
+        staged.chunks_exact_mut(rows).enumerate().for_each(|(i, line)| pair_up(pair(first + i), line));
+        for (i, out) in out.chunks_exact_mut(amx::ROWS * depth).enumerate() {
+            let out = &mut out[first * amx::ROWS..][..amx::STEP * amx::ROWS];
+            let lines = std::array::from_fn(|line| staged[line * rows + i * amx::ROWS..].as_ptr());
+            // SAFETY: each line has `rows` units, ROWS of them from there on.
+            unsafe { interleave::<{ amx::STEP }>(lines, amx::ROWS, out) };
+        }
+    }
+}
+
+/// Units of two rows' elements, zeros where there are none.
+fn pair_up<T: Product>([first, second]: [&[T]; 2], out: &mut [u32]) {
+    let zero = T::from_f32(0.0);
+    let (both, rest) = out.split_at_mut(first.len());
+    match second.is_empty() {
+        true => both.iter_mut().zip(first).for_each(|(o, a)| *o = T::unit([*a, zero])),
+        false => both.iter_mut().zip(first.iter().zip(second)).for_each(|(o, (a, b))| *o = T::unit([*a, *b])),
+    }
+    rest.fill(0);
+}
+
+/// The elements in whole units.
+fn elements_of<T: Product>(units: &mut [u32]) -> &mut [T] {
+    // SAFETY: a u32 is `PER_UNIT` elements of T, aligned for it, and every pattern is a number.
+    unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast::<T>(), units.len() * T::PER_UNIT) }
+}

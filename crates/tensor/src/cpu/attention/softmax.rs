@@ -1,0 +1,167 @@
+//! The running softmax of a block of scores, whose rows are keys and whose columns are [`NR`] queries.
+
+use crate::cpu::gemm::{Product, interleave};
+use crate::cpu::isa::simd;
+use crate::cpu::micro::NR;
+
+/// The running softmax of a panel of queries.
+pub(super) struct Running {
+    /// The highest score so far, scaled to base 2.
+    maximum: [f32; NR],
+    /// The sum of the weights so far.
+    pub(super) total: [f32; NR],
+    /// What corrects the sums so far for a new maximum.
+    pub(super) correction: [f32; NR],
+}
+
+impl Running {
+    pub(super) fn new() -> Running {
+        Running { maximum: [f32::NEG_INFINITY; NR], total: [0.0; NR], correction: [1.0; NR] }
+    }
+}
+
+/// 2^x for x up to 0, at least 2^-125 however small x is: within 2e-7 and 1 at 0 with `EXACT`, else within 8e-5, which bf16
+/// rounds away. A polynomial of the least relative error on [-1/2, 1/2], and the exponent added as bits.
+#[inline(always)]
+#[allow(clippy::approx_constant)] // a fitted coefficient near ln 2
+fn exp2<const EXACT: bool>(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    // Written so that NaN passes.
+    let x = if x < -125.0 { -125.0 } else { x };
+    let shifted = x + MAGIC;
+    let r = x - (shifted - MAGIC);
+    let p = if EXACT {
+        let p = 1.326_472_7e-3 * r + 9.671_513e-3;
+        let p = p * r + 5.550_733_7e-2;
+        let p = p * r + 2.402_224_2e-1;
+        let p = p * r + 6.931_47e-1;
+        p * r + 1.0
+    } else {
+        let p = 5.517_166e-2 * r + 2.426_111_4e-1;
+        let p = p * r + 6.932_61e-1;
+        p * r + 9.999_281e-1
+    };
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+simd! {
+    /// Scores of some keys (rows of `NR` queries) to unnormalised weights in units of `T`, in place.
+    pub(super) fn weigh<T: Product>(scores: &mut [u32], factor: f32, running: &mut Running) {
+        let mut highest = running.maximum;
+        for row in scores.chunks_exact(NR) {
+            for (h, s) in highest.iter_mut().zip(row) {
+                let s = f32::from_bits(*s) * factor;
+                *h = if s > *h { s } else { *h };
+            }
+        }
+        let mut total = [0f32; NR];
+        let weight = |score: u32, highest: f32| {
+            let x = f32::from_bits(score) * factor - highest;
+            if T::PER_UNIT == 1 { exp2::<true>(x) } else { exp2::<false>(x) }
+        };
+        if T::PER_UNIT == 1 {
+            for row in scores.chunks_exact_mut(NR) {
+                for j in 0..NR {
+                    let w = weight(row[j], highest[j]);
+                    total[j] += w;
+                    row[j] = w.to_bits();
+                }
+            }
+        } else {
+            // Two rows become one, written where the earlier ones were read.
+            let keys = scores.len() / NR;
+            for pair in 0..keys / 2 {
+                let (mut a, mut b) = ([0u32; NR], [0u32; NR]);
+                a.copy_from_slice(&scores[2 * pair * NR..][..NR]);
+                b.copy_from_slice(&scores[(2 * pair + 1) * NR..][..NR]);
+                for j in 0..NR {
+                    let weights = [weight(a[j], highest[j]), weight(b[j], highest[j])];
+                    total[j] += weights[0] + weights[1];
+                    a[j] = T::unit_of_weights(weights);
+                }
+                scores[pair * NR..][..NR].copy_from_slice(&a);
+            }
+            if keys % 2 == 1 {
+                let mut a = [0u32; NR];
+                a.copy_from_slice(&scores[(keys - 1) * NR..][..NR]);
+                for j in 0..NR {
+                    let weight = weight(a[j], highest[j]);
+                    total[j] += weight;
+                    a[j] = T::unit_of_weights([weight, 0.0]);
+                }
+                scores[keys / 2 * NR..][..NR].copy_from_slice(&a);
+            }
+        }
+        for j in 0..NR {
+            let correction = exp2::<true>(running.maximum[j] - highest[j]);
+            running.total[j] = running.total[j] * correction + total[j];
+            running.correction[j] = correction;
+        }
+        running.maximum = highest;
+    }
+}
+
+simd! {
+    /// Corrects sums `[queries, stride]` for new maxima.
+    pub(super) fn scale_rows(rows: &mut [f32], stride: usize, factors: &[f32]) {
+        for (row, &factor) in rows.chunks_exact_mut(stride).zip(factors) {
+            if factor != 1.0 {
+                row.iter_mut().for_each(|x| *x *= factor);
+            }
+        }
+    }
+}
+
+simd! {
+    /// `result (+)= weight / total * sum` row by row.
+    pub(super) fn join_rows(result: &mut [f32], sums: &[f32], stride: usize, totals: &[f32], weight: f32, add: bool) {
+        for ((result, sum), total) in result.chunks_exact_mut(stride).zip(sums.chunks_exact(stride)).zip(totals) {
+            let factor = weight / total;
+            for (r, s) in result.iter_mut().zip(sum) {
+                *r = if add { *r + factor * s } else { factor * s };
+            }
+        }
+    }
+}
+
+simd! {
+    /// As [`scale_rows`] where queries are columns.
+    pub(super) fn scale_columns(sums: &mut [f32], factors: &[f32]) {
+        if factors.iter().all(|factor| *factor == 1.0) {
+            return;
+        }
+        for row in sums.chunks_exact_mut(NR) {
+            row.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
+        }
+    }
+}
+
+/// Takes keys that come after the query out of a block of scores.
+pub(super) fn hide_later(scores: &mut [u32], key: usize, query: usize) {
+    for (i, row) in scores.chunks_exact_mut(NR).enumerate() {
+        let hidden = (key + i).saturating_sub(query).min(NR);
+        row[..hidden].fill(f32::NEG_INFINITY.to_bits());
+    }
+}
+
+/// Transposes the columns of a panel to rows.
+pub(super) fn upright(panel: &mut [f32], memory: &mut [f32]) {
+    let stride = panel.len() / NR;
+    // SAFETY: f32 and u32 have the same size and alignment, and every pattern is a number.
+    let (from, to) = unsafe {
+        (
+            std::slice::from_raw_parts(panel.as_ptr().cast::<u32>(), panel.len()),
+            std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u32>(), memory.len()),
+        )
+    };
+    for (block, to) in to.chunks_exact_mut(NR * NR).enumerate() {
+        let lines = std::array::from_fn(|r| from[(block * NR + r) * NR..][..NR].as_ptr());
+        // SAFETY: each line has NR numbers.
+        unsafe { interleave::<NR>(lines, NR, to) };
+    }
+    for (q, row) in panel.chunks_exact_mut(stride).enumerate() {
+        for (block, part) in row.chunks_exact_mut(NR).enumerate() {
+            part.copy_from_slice(&memory[(block * NR + q) * NR..][..NR]);
+        }
+    }
+}

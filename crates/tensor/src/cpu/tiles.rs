@@ -1,0 +1,180 @@
+//! The block product in AMX tiles. A task reads its rows where they lie; those of a convolution it copies once into
+//! memory of its own, padding included, where what a tap sees from neighbouring results lies at one distance; what has no
+//! such order is copied a slice of depth at a time.
+//!
+//! Bound: the tile unit; what takes its time is bringing rows from the second-level cache, and the accumulators' way to
+//! memory and back between slices. All that tiles touch begins with a line of the cache.
+
+use super::amx::{self, Left, Tiles};
+use super::gemm::{PackedColumns, Product, Rows, Tile};
+use super::lines::Lines;
+use super::micro::NR;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Rows of a tile.
+pub(crate) const TILE: usize = amx::ROWS / 2;
+/// Rows of a task: so many share a panel of columns, which arrive much slower than tiles compute.
+pub(crate) const ROW_BLOCK: usize = 8 * amx::ROWS;
+/// Columns of a task.
+pub(crate) const COLUMN_BLOCK: usize = 512;
+/// Most units of depth between two trips of the accumulators to memory. Deeper slices make fewer trips; both sides of a
+/// slice and what is fetched ahead fill half of a second-level cache of 2 MB.
+const DEPTH: usize = 640;
+/// Numbers of a block: what one product makes.
+const BLOCK: usize = amx::ROWS * NR;
+
+/// Rows that lie at one distance within each tile of [`TILE`].
+#[derive(Default)]
+pub(crate) struct Staged {
+    pub(crate) memory: Lines,
+    /// Where each tile begins, in units.
+    pub(crate) tiles: Vec<usize>,
+    /// Where each step of depth lies, from there, in bytes.
+    pub(crate) steps: Vec<usize>,
+    /// Units from one row to the next.
+    pub(crate) row: usize,
+}
+
+/// Memory of a thread.
+#[derive(Default)]
+struct Scratch {
+    staged: Staged,
+    line: Lines,
+    packed: Lines,
+    blocks: Lines,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+/// Where a task's rows are read.
+enum Side<'a, R> {
+    InPlace(&'a R),
+    Staged(&'a Staged),
+    Packed,
+}
+
+/// One task of the block product. Each block of [`amx::ROWS`] rows and [`NR`] columns, with `halves` 2 beside its twin, goes
+/// to `finish` while it is in the first-level cache.
+pub(crate) fn product<T: Product, R: Rows<T>>(
+    left: &R,
+    right: &PackedColumns,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    halves: usize,
+    finish: &impl Fn(Tile),
+) {
+    SCRATCH.with_borrow_mut(|scratch| {
+        // SAFETY: `T::tiled` said that there are tiles.
+        let tiles = unsafe { Tiles::configure() };
+        let (groups, panels) = (rows.len().div_ceil(amx::ROWS), columns.len().div_ceil(NR));
+        let slices = right.units().div_ceil(DEPTH);
+        let depth = right.units().div_ceil(slices).next_multiple_of(amx::STEP);
+        let Scratch { staged, line, packed, blocks } = scratch;
+        // Nothing is read beyond whole steps and, in place, whole groups of rows.
+        let whole = right.depth == right.units() * T::PER_UNIT;
+        let side = match whole {
+            true if left.stride().is_some() && rows.len().is_multiple_of(amx::ROWS) => Side::InPlace(left),
+            true if left.stage(rows.clone(), staged) => Side::Staged(staged),
+            _ => Side::Packed,
+        };
+        // Blocks need places of their own where they wait for the next slice.
+        let places = if slices > 1 { groups * panels } else { 1 };
+        let blocks = blocks.floats(places * halves * BLOCK);
+        let packed = packed.get(groups * amx::ROWS * depth);
+        for unit in (0..right.units()).step_by(depth) {
+            let count = depth.min(right.units() - unit);
+            if let Side::Packed = side {
+                let from = unit * T::PER_UNIT;
+                let elements = from..right.depth.min(from + count * T::PER_UNIT);
+                for (group, out) in packed.chunks_exact_mut(amx::ROWS * count).enumerate().take(groups) {
+                    let first = rows.start + group * amx::ROWS;
+                    pack(left, first..rows.end.min(first + amx::ROWS), elements.clone(), line.get(count), out);
+                }
+            }
+            for panel in 0..panels {
+                for group in 0..groups {
+                    let (a, steps) = side_at(&side, &rows, group, unit, &packed[group * amx::ROWS * count..]);
+                    let at = if slices > 1 { (panel * groups + group) * halves * BLOCK } else { 0 };
+                    let block = &mut blocks[at..][..halves * BLOCK];
+                    for (half, c) in block.chunks_exact_mut(BLOCK).enumerate() {
+                        let first = (half * right.columns / halves + columns.start) / NR;
+                        let b = right.panel(first + panel, unit);
+                        // The next panel, or the first one's next slice, spread over the groups.
+                        let ahead = match panel + 1 < panels {
+                            true => b.wrapping_add(right.units() * NR),
+                            false => right.panel(first, unit).wrapping_add(count * NR),
+                        };
+                        let ahead = ahead.wrapping_add(group * count / amx::STEP * (amx::AHEAD / 4));
+                        let steps = &steps[..count / amx::STEP];
+                        // SAFETY: both sides hold these steps, `c` is a block.
+                        unsafe { tiles.product(steps, a, b, c.as_mut_ptr(), unit > 0, ahead) };
+                    }
+                    if unit + count == right.units() {
+                        let (row, column) = (rows.start + group * amx::ROWS, columns.start + panel * NR);
+                        finish(Tile {
+                            row,
+                            rows: amx::ROWS.min(rows.end - row),
+                            column,
+                            columns: NR.min(columns.end - column),
+                            stride: NR,
+                            twin: BLOCK,
+                            values: block,
+                        });
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A group's rows from `unit` of their depth on, and where their steps lie.
+fn side_at<'a, T: Product, R: Rows<T>>(
+    side: &Side<'a, R>,
+    rows: &Range<usize>,
+    group: usize,
+    unit: usize,
+    packed: &[u32],
+) -> (Left, &'a [usize]) {
+    match side {
+        Side::InPlace(left) => {
+            let row = left.stride().unwrap_or_default() / T::PER_UNIT;
+            let first = left.in_place(rows.start + group * amx::ROWS, unit * T::PER_UNIT, 0);
+            let a = first.map_or(std::ptr::null(), |line| line.as_ptr().cast::<u32>());
+            (Left { tiles: [a, a.wrapping_add(TILE * row)], row }, &amx::IN_PLACE)
+        }
+        Side::Staged(staged) => {
+            // Where the last group has one tile only, it is read twice.
+            let at = |tile: usize| staged.memory.at(staged.tiles[tile.min(staged.tiles.len() - 1)]);
+            let left = Left { tiles: [at(2 * group), at(2 * group + 1)], row: staged.row };
+            (left, &staged.steps[unit / amx::STEP..])
+        }
+        Side::Packed => (Left::packed(packed.as_ptr()), &amx::PACKED),
+    }
+}
+
+/// Copies a group of rows step after step ([`Left::packed`]), zeros where there are none.
+fn pack<T: Product>(
+    left: &impl Rows<T>,
+    rows: Range<usize>,
+    elements: Range<usize>,
+    line: &mut [u32],
+    out: &mut [u32],
+) {
+    for r in 0..amx::ROWS {
+        line[elements.len() / T::PER_UNIT..].fill(0);
+        match rows.start + r < rows.end {
+            true => {
+                // SAFETY: a line of u32 is at least as many elements of T, aligned for it.
+                let line = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), elements.len()) };
+                left.copy(rows.start + r, elements.start, line);
+            }
+            false => line.fill(0),
+        }
+        for (step, part) in line.chunks_exact(amx::STEP).enumerate() {
+            out[(step * amx::ROWS + r) * amx::STEP..][..amx::STEP].copy_from_slice(part);
+        }
+    }
+}
