@@ -36,6 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Fault> {
+    engine::check_instructions()?;
     engine::keep_kernels_in(&models::cache().join("kernels"));
     match &cli.command {
         Command::Generate(args) => generate::run(args),

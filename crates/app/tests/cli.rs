@@ -61,6 +61,9 @@ fn a_surrounding_that_makes_no_sense_is_named() {
     let output = command(home.path(), &["models", "list"]).env("HF_ENDPOINT", "nowhere").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("HF_ENDPOINT is `nowhere`"));
+    let unknown = command(home.path(), &["models", "list"]).env("SAMEFACE_ISA", "avx3").output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).starts_with("sameface: SAMEFACE_ISA: it is \"avx3\"; valid here are portable"));
     let offline = command(home.path(), &["models", "pull", "antelopev2"]).env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert_eq!(offline.status.code(), Some(1));
     assert!(text(&offline.stderr).contains("HF_HUB_OFFLINE is set"));

@@ -11,6 +11,14 @@ pub fn keep_kernels_in(folder: &Path) {
     tensor::set_kernel_cache(folder);
 }
 
+/// Refuses what the environment asks of the CPU and cannot be had.
+///
+/// # Errors
+/// `SAMEFACE_ISA` names no instruction set, or one that this processor does not have; the sentence lists those it has.
+pub fn check_instructions() -> Result<()> {
+    tensor::instructions().map(|_| ()).or_else(|error| Error::refused(error.to_string()))
+}
+
 /// The device of a choice, opened, and a sentence for the user where `auto` passed over a GPU.
 ///
 /// # Errors

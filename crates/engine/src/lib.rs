@@ -36,7 +36,7 @@ pub mod metadata;
 mod record;
 mod save;
 
-pub use device::keep_kernels_in;
+pub use device::{check_instructions, keep_kernels_in};
 pub use error::{Error, Result};
 pub use event::{Event, Observer, Stage};
 pub use files::write_atomically;

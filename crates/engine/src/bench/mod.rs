@@ -180,6 +180,10 @@ impl BenchRequest {
             ("size", size),
             ("device", Some(json!(compute.device.to_string()))),
             ("precision", Some(json!(compute.precision()))),
+            (
+                "instructions",
+                tensor::instructions().ok().filter(|_| compute.device == Device::Cpu).map(|name| json!(name)),
+            ),
             ("threads", Some(json!(tensor::threads()))),
             ("runs", Some(json!(self.runs.max(1)))),
         ];
