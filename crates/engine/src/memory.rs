@@ -1,7 +1,7 @@
 //! How much memory a request takes at the least, so that what cannot fit is refused at once in a sentence, rather than
 //! killed by the system after minutes of work.
 //!
-//! Only what is certain is counted: weights, the skip connections of the UNet with IdentityNet's beside them, the widest
+//! Only what is certain is counted: weights as the device holds them, the skip connections of the UNet with IdentityNet's beside them, the widest
 //! activations of UNet and VAE.
 
 use crate::generate::{TILE, UNTILED_PIXELS};
@@ -9,7 +9,8 @@ use crate::plan::{Compute, Plan};
 use crate::request::Request;
 use crate::stack::Stack;
 use crate::{Error, Result};
-use nets::{EncoderConfig, VaeConfig};
+use nets::{ControlNetConfig, EncoderConfig, UNetConfig, VaeConfig};
+use tensor::ops::{Conv2d, ConvOptions};
 use tensor::{DType, Device};
 
 /// Refuses what clearly needs more than the memory that is there.
@@ -62,7 +63,9 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
     let pixels = u64::from(plan.width) * u64::from(plan.height);
     let latent = pixels / u64::from(stack.vae_factor()).pow(2);
     let halves = if plan.guided { 2 } else { 1 };
-    let weights = stack.parameters(plan.identity.is_some()) as u64 * bytes(plan.compute.dtype);
+    let net = stack.identitynet_config().filter(|_| plan.identity.is_some());
+    let more = transformed(unet, net.as_ref(), plan.compute);
+    let weights = (stack.parameters(plan.identity.is_some()) + more) as u64 * bytes(plan.compute.dtype);
     let decode = decode(vae, pixels, plan.compute.vae_dtype());
     // Of several pictures all but the last are decoded beside the denoising networks.
     let beside_decode = if plan.seeds.len() > 1 { decode } else { 0 };
@@ -75,6 +78,14 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
     let denoise = weights + activations;
     let text = stack.text_parameters() as u64 * bytes(DType::F32);
     denoise.max(text).max(decode)
+}
+
+/// Numbers that the denoising networks hold beyond those of their files, because convolutions are transformed.
+pub(crate) fn transformed(unet: &UNetConfig, net: Option<&ControlNetConfig>, compute: Compute) -> usize {
+    let held =
+        |inputs, outputs| Conv2d::held(compute.dtype, compute.device, [outputs, inputs, 3], ConvOptions::same3());
+    let beside = net.map_or(0, |net| net.held(&held) - net.parameters());
+    unet.held(&held) - unet.parameters() + beside
 }
 
 /// Activations of a denoising step for a batch of `pixels` latent pixels in all.
@@ -117,5 +128,22 @@ fn human(bytes: u64) -> String {
     match bytes {
         0..1_000_000_000 => format!("{:.0} MB", (bytes as f64 / 1e6).ceil()),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transformed_convolutions_are_counted() {
+        let (unet, net) = (UNetConfig::sdxl(), ControlNetConfig::sdxl());
+        let more = |dtype| {
+            let compute = Compute { device: Device::Cpu, dtype, narrow: false };
+            transformed(&unet, Some(&net), compute) as u64 * bytes(dtype)
+        };
+        // As measured by loading them.
+        assert!((2_000_000_000..2_300_000_000).contains(&more(DType::F32)), "{}", more(DType::F32));
+        assert_eq!(more(DType::BF16), 0);
     }
 }

@@ -269,6 +269,11 @@ impl Stack {
         (&self.unet_config, &self.vae_config, self.identitynet.is_some())
     }
 
+    /// What IdentityNet is, where there is one; what cannot be read is refused when it is built.
+    pub(crate) fn identitynet_config(&self) -> Option<ControlNetConfig> {
+        self.identitynet.as_ref().and_then(|part| identitynet_config(part).ok())
+    }
+
     /// Tokenizers of the text encoders.
     pub(crate) fn tokenizers(&self) -> Vec<&Tokenizer> {
         self.text.iter().map(|t| &t.tokenizer).collect()

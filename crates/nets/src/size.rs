@@ -1,13 +1,22 @@
 //! How many parameters a configuration asks for, before anything is built. Biases and norms, less than a thousandth,
-//! are left out: the count is for telling what cannot fit.
+//! are left out: the count is for telling what cannot fit. Convolutions may be held in more numbers than files have
+//! (`tensor::ops::Conv2d::held`), so how many a 3x3 convolution of stride 1 takes is an argument.
 
 use crate::encoder::{EncoderConfig, Level, MidBlockConfig};
 use crate::{ClipTextConfig, ControlNetConfig, UNetConfig, VaeConfig};
 
+/// Numbers of a 3x3 convolution of stride 1 from so many channels to so many.
+type Conv<'a> = &'a dyn Fn(usize, usize) -> usize;
+
+/// As files hold it.
+fn plain(inputs: usize, outputs: usize) -> usize {
+    9 * inputs * outputs
+}
+
 /// Two 3x3 convolutions, the time projection, and the way around where the width changes.
-fn resnet(inputs: usize, outputs: usize, time: usize) -> usize {
+fn resnet(inputs: usize, outputs: usize, time: usize, conv: Conv) -> usize {
     let around = if inputs == outputs { 0 } else { inputs * outputs };
-    9 * outputs * (inputs + outputs) + time * outputs + around
+    conv(inputs, outputs) + conv(outputs, outputs) + time * outputs + around
 }
 
 /// `depth` blocks of self-attention, cross-attention and gated feed-forward, between two projections.
@@ -17,27 +26,27 @@ fn transformer(width: usize, context: usize, depth: usize) -> usize {
 
 impl EncoderConfig {
     /// Residual blocks and attention of a level; `inputs` gives the width that enters each layer.
-    fn level(&self, level: &Level, inputs: impl Fn(usize) -> usize) -> usize {
-        let resnets: usize = (0..level.layers).map(|i| resnet(inputs(i), level.width, self.time_embed_dim)).sum();
+    fn level(&self, level: &Level, inputs: impl Fn(usize) -> usize, conv: Conv) -> usize {
+        let resnets: usize = (0..level.layers).map(|i| resnet(inputs(i), level.width, self.time_embed_dim, conv)).sum();
         let depths = level.attention.iter().flatten();
         resnets + depths.map(|depth| transformer(level.width, self.cross_attention_dim, *depth)).sum::<usize>()
     }
 
-    fn parameters(&self) -> usize {
+    fn held(&self, conv: Conv) -> usize {
         let (first, time) = (self.levels.first().map_or(0, |level| level.width), self.time_embed_dim);
         let added = self.addition.as_ref().map_or(0, |added| time * (added.input_dim + time));
         let mut sum = self.in_channels * first * self.conv_in_kernel.pow(2) + time * (first + time) + added;
         let mut entering = first;
         for (i, level) in self.levels.iter().enumerate() {
-            sum += self.level(level, |layer| if layer == 0 { entering } else { level.width });
+            sum += self.level(level, |layer| if layer == 0 { entering } else { level.width }, conv);
             entering = level.width;
             sum += if i + 1 < self.levels.len() { 9 * entering * entering } else { 0 };
         }
         sum + match self.mid {
             MidBlockConfig::None => 0,
-            MidBlockConfig::Resnet => resnet(entering, entering, time),
+            MidBlockConfig::Resnet => resnet(entering, entering, time, conv),
             MidBlockConfig::CrossAttention { depth, .. } => {
-                2 * resnet(entering, entering, time) + transformer(entering, self.cross_attention_dim, depth)
+                2 * resnet(entering, entering, time, conv) + transformer(entering, self.cross_attention_dim, depth)
             }
         }
     }
@@ -46,16 +55,22 @@ impl EncoderConfig {
 impl UNetConfig {
     /// Parameters, without biases and norms.
     pub fn parameters(&self) -> usize {
+        self.held(&plain)
+    }
+
+    /// Numbers held where a 3x3 convolution of stride 1 takes `conv(inputs, outputs)` of them.
+    pub fn held(&self, conv: &dyn Fn(usize, usize) -> usize) -> usize {
         let levels = &self.encoder.levels;
-        let mut sum = self.encoder.parameters();
+        let mut sum = self.encoder.held(conv);
         let mut below = levels.last().map_or(0, |level| level.width);
         for (i, level) in self.up.iter().enumerate() {
             let above = levels[levels.len().saturating_sub(i + 2)].width;
-            sum += self.encoder.level(level, |layer| {
+            let entering = |layer| {
                 let entering = if layer == 0 { below } else { level.width };
                 entering + if layer + 1 == level.layers { above } else { level.width }
-            });
-            sum += if i + 1 < self.up.len() { 9 * level.width * level.width } else { 0 };
+            };
+            sum += self.encoder.level(level, entering, conv);
+            sum += if i + 1 < self.up.len() { conv(level.width, level.width) } else { 0 };
             below = level.width;
         }
         sum + below * self.out_channels * self.conv_out_kernel.pow(2)
@@ -76,6 +91,11 @@ impl UNetConfig {
 impl ControlNetConfig {
     /// Parameters, without biases and norms.
     pub fn parameters(&self) -> usize {
+        self.held(&plain)
+    }
+
+    /// As [`UNetConfig::held`].
+    pub fn held(&self, conv: &dyn Fn(usize, usize) -> usize) -> usize {
         let levels = &self.encoder.levels;
         let Some((first, last)) = levels.first().zip(levels.last()) else { return 0 };
         let widths = &self.conditioning_embedding_out_channels;
@@ -86,7 +106,7 @@ impl ControlNetConfig {
             .enumerate()
             .map(|(i, level)| level.width.pow(2) * (level.layers + usize::from(i + 1 < levels.len())))
             .sum();
-        self.encoder.parameters() + pairs + ends + zero + first.width.pow(2) + last.width.pow(2)
+        self.encoder.held(conv) + pairs + ends + zero + first.width.pow(2) + last.width.pow(2)
     }
 }
 
@@ -99,7 +119,9 @@ impl VaeConfig {
         let way = |widths: &mut dyn Iterator<Item = &usize>, layers: usize, entering: usize| -> usize {
             let mut entering = entering;
             let sum = widths.map(|&width| {
-                let sum = resnet(entering, width, 0) + (layers - 1) * resnet(width, width, 0) + 9 * width * width;
+                let sum = resnet(entering, width, 0, &plain)
+                    + (layers - 1) * resnet(width, width, 0, &plain)
+                    + 9 * width * width;
                 entering = width;
                 sum
             });
@@ -108,7 +130,7 @@ impl VaeConfig {
         let down = way(&mut widths.iter(), self.layers_per_block, *first) - 9 * last * last;
         let up = way(&mut widths.iter().rev(), self.layers_per_block + 1, *last) - 9 * first * first;
         let ends = 9 * (first * (self.in_channels + self.out_channels) + 3 * last * self.latent_channels);
-        down + up + 2 * (2 * resnet(*last, *last, 0) + attention) + ends
+        down + up + 2 * (2 * resnet(*last, *last, 0, &plain) + attention) + ends
     }
 }
 

@@ -22,7 +22,9 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
     let shapes = stack.shapes(&models.base.display().to_string())?;
     let size = request.size(&shapes)?;
     let pixels = u64::from(size.0) * u64::from(size.1) / (shapes.vae.zoom() as u64).pow(2);
-    let need = stack.parameters(true) as u64 * memory::bytes(compute.dtype)
+    let net = stack.has_identitynet().then_some(&shapes.identitynet);
+    let weights = stack.parameters(true) + memory::transformed(&shapes.unet, net, compute);
+    let need = weights as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, stack.has_identitynet(), 2 * pixels, compute.dtype);
     let what = format!("{} at {}x{}", models.base.display(), size.0, size.1);
     memory::check_bench(&what, need, request.memory, compute)?;

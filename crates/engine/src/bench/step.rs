@@ -25,7 +25,8 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let size = request.size(shapes)?;
     let compute = request.compute(shapes.parameters())?;
     let pixels = u64::from(size.0) * u64::from(size.1) / (shapes.vae.zoom() as u64).pow(2);
-    let need = shapes.parameters() as u64 * memory::bytes(compute.dtype)
+    let weights = shapes.parameters() + memory::transformed(&shapes.unet, Some(&shapes.identitynet), compute);
+    let need = weights as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, true, BATCH as u64 * pixels, compute.dtype);
     let what = format!("a step of {} at {}x{}", shapes.name, size.0, size.1);
     memory::check_bench(&what, need, request.memory, compute)?;
