@@ -163,15 +163,13 @@ fn operators(measured: &Measured) -> Result<(), Fault> {
         output::line(&format!("{:72}{launches:6} {total:9.3} ms", "all operators"))?;
     }
     for spent in &measured.operators {
-        let per_s = |count: u64, unit: f64| count as f64 / spent.ms * 1e3 / unit;
-        output::line(&format!(
-            "{:72}{:6} {:9.3} ms {:7.1} TFLOP/s {:7.0} GB/s",
-            spent.work,
-            spent.launches,
-            spent.ms,
-            per_s(spent.flop, 1e12),
-            per_s(spent.bytes, 1e9)
-        ))?;
+        // Nothing where operations or bytes are not counted.
+        let per_s = |count: u64, unit: f64, name: &str| match count {
+            0 => String::new(),
+            _ => format!(" {:9.3} {name}", count as f64 / spent.ms * 1e3 / unit),
+        };
+        let rates = per_s(spent.flop, 1e12, "TFLOP/s") + &per_s(spent.bytes, 1e9, "GB/s");
+        output::line(&format!("{:72}{:6} {:9.3} ms{rates}", spent.work, spent.launches, spent.ms))?;
     }
     Ok(())
 }

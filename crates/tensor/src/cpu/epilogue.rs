@@ -6,6 +6,7 @@ use super::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
 use super::math::activate_all;
+#[cfg(target_arch = "x86_64")]
 use super::micro::NR;
 use super::{SharedMut, math};
 use crate::DType;
