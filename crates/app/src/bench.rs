@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use engine::bench::{self, BenchRequest, Measured, Shapes};
-use engine::{DeviceChoice, Precision};
 use faces::Photo;
 use hub::Role;
 use serde_json::json;
 
-use crate::cli::{BenchArgs, BenchCommand, FaceBenchArgs, LoadArgs, RunArgs, ShapeArgs, SizeArg};
+use crate::cli::{
+    BenchArgs, BenchCommand, DeviceArg, FaceBenchArgs, LoadArgs, MachineArgs, PrecisionArg, RunArgs, ShapeArgs,
+    SizeArg, StepArgs, WatchedArgs,
+};
 use crate::fault::Fault;
 use crate::generate::{device, precision};
 use crate::people::Drawn;
@@ -20,26 +22,30 @@ const SITTER: &str = "cast:1000001";
 const RUNS: u16 = 3;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Fault> {
-    let (json, measured) = match &args.command {
-        BenchCommand::Step(args) => (args.run.json, shaped(args, bench::step)?),
-        BenchCommand::Vae(args) => (args.run.json, shaped(args, bench::vae)?),
-        BenchCommand::Text(args) => (args.run.json, shaped(args, bench::text)?),
-        BenchCommand::Faces(args) => (args.json, faces(args)?),
-        BenchCommand::Load(args) => (args.run.json, load(args)?),
+    let (run, measured) = match &args.command {
+        BenchCommand::Step(StepArgs { watched: WatchedArgs { shape, profile }, error }) => {
+            let asked = BenchRequest { profile: *profile, error: *error, ..shaped(shape)? };
+            (&shape.run, bench::step(&shapes(shape)?, &asked)?)
+        }
+        BenchCommand::Vae(WatchedArgs { shape, profile }) => {
+            let asked = BenchRequest { profile: *profile, ..shaped(shape)? };
+            (&shape.run, bench::vae(&shapes(shape)?, &asked)?)
+        }
+        BenchCommand::Text(shape) => (&shape.run, bench::text(&shapes(shape)?, &shaped(shape)?)?),
+        BenchCommand::Faces(args) => (&args.run, faces(args)?),
+        BenchCommand::Load(args) => (&args.run, load(args)?),
     };
-    tell(json, &measured)
+    tell(run.json, &measured)
 }
 
-fn shaped(
-    args: &ShapeArgs,
-    measure: fn(&Shapes, &BenchRequest) -> engine::Result<Measured>,
-) -> Result<Measured, Fault> {
-    threads::limit(args.run.threads)?;
-    Ok(measure(&shapes(args.config.as_deref().unwrap_or("sdxl"))?, &request(&args.run, args.size))?)
+fn shaped(args: &ShapeArgs) -> Result<BenchRequest, Fault> {
+    threads::limit(args.machine.threads)?;
+    Ok(request(&args.machine, &args.run, args.size))
 }
 
 /// A published shape, the built-in models', or that of a folder.
-fn shapes(name: &str) -> Result<Shapes, Fault> {
+fn shapes(args: &ShapeArgs) -> Result<Shapes, Fault> {
+    let name = args.config.as_deref().unwrap_or("sdxl");
     if let Some(shapes) = Shapes::named(name) {
         return Ok(shapes);
     }
@@ -63,21 +69,12 @@ fn faces(args: &FaceBenchArgs) -> Result<Measured, Fault> {
     let mut drawn = Drawn::new();
     let file = drawn.file(args.photo.as_deref().unwrap_or(Path::new(SITTER)))?;
     let photo = Photo::open(&file).map_err(|error| Fault::from(error).reworded(|sentence| drawn.in_words(sentence)))?;
-    let request = BenchRequest {
-        size: None,
-        device: DeviceChoice::Cpu,
-        precision: Precision::F32,
-        runs: args.runs.unwrap_or(RUNS).into(),
-        memory: memory::available(),
-        profile: false,
-        error: false,
-        page_faults: memory::page_faults,
-    };
-    Ok(bench::faces(&folder, &photo, &request)?)
+    let on = MachineArgs { device: Some(DeviceArg::Cpu), precision: Some(PrecisionArg::F32), threads: args.threads };
+    Ok(bench::faces(&folder, &photo, &request(&on, &args.run, None))?)
 }
 
 fn load(args: &LoadArgs) -> Result<Measured, Fault> {
-    threads::limit(args.run.threads)?;
+    threads::limit(args.machine.threads)?;
     let given = Given {
         model: Some(&args.model),
         model_config: None,
@@ -96,18 +93,18 @@ fn load(args: &LoadArgs) -> Result<Measured, Fault> {
         Role::IpAdapter => given.ip_adapter.is_some(),
         Role::FaceModels => false,
     })?;
-    Ok(bench::load(&paths, &request(&args.run, args.size))?)
+    Ok(bench::load(&paths, &request(&args.machine, &args.run, args.size))?)
 }
 
-fn request(args: &RunArgs, size: Option<SizeArg>) -> BenchRequest {
+fn request(on: &MachineArgs, run: &RunArgs, size: Option<SizeArg>) -> BenchRequest {
     BenchRequest {
         size: size.map(|size| (size.width, size.height)),
-        device: device(args.device),
-        precision: precision(args.precision),
-        runs: args.runs.unwrap_or(RUNS).into(),
+        device: device(on.device),
+        precision: precision(on.precision),
+        runs: run.runs.unwrap_or(RUNS).into(),
         memory: memory::available(),
-        profile: args.profile,
-        error: args.error,
+        profile: false,
+        error: false,
         page_faults: memory::page_faults,
     }
 }

@@ -217,6 +217,7 @@ fn a_benchmark_is_one_object() {
     for (line, times) in [
         (&["step", "--config", "tiny"][..], &["step_ms", "first_step_ms", "load_ms"][..]),
         (&["step", "--config", "tiny", "--size", "128x64", "--precision", "bf16"], &["step_ms"]),
+        (&["step", "--config", "tiny", "--precision", "bf16", "--error", "--profile"], &["error_beside_f32"]),
         (&["vae", "--config", "tiny"], &["decode_ms", "first_decode_ms", "load_ms"]),
         (&["text", "--config", "tiny"], &["text_ms", "first_text_ms", "load_ms"]),
     ] {
@@ -229,6 +230,8 @@ fn a_benchmark_is_one_object() {
             assert!(object[key].as_f64().is_some_and(|number| number > 0.0), "{line:?}: {key} is {}", object[key]);
         }
         assert_eq!((object["config"].as_str(), object["device"].as_str()), (Some("tiny"), Some("cpu")));
+        let operators = object["operators"].as_array().map_or(0, Vec::len);
+        assert_eq!(operators > 0, line.contains(&"--profile"), "{line:?}: {operators} operators");
         assert!(["f32", "bf16"].contains(&object["precision"].as_str().unwrap()), "{object}");
         let people = sameface(home.path(), &line[..line.len() - 1]);
         assert!(text(&people.stdout).contains("TFLOP/s") && text(&people.stdout).contains("peak memory"));
@@ -257,6 +260,8 @@ fn a_benchmark_that_cannot_be_run_says_why() {
             "--precision fp8 needs a GPU",
         ),
         (&["bench", "step", "--runs", "0"], "it must be a whole number from 1 to 1000"),
+        (&["bench", "text", "--profile"], "unexpected argument '--profile'"),
+        (&["bench", "vae", "--error"], "unexpected argument '--error'"),
         (&["bench", "load", "nowhere"], "nowhere"),
         (&["bench", "load", "x", "--identitynet", "y"], "name it with --ip-adapter"),
         (huge, "in f32 needs at least"),

@@ -43,6 +43,7 @@ impl Bench {
         let square = |x: f32| f64::from(x) * f64::from(x);
         let distance: f64 = out.iter().zip(&exact).map(|(a, b)| square(a - b)).sum();
         let error = (distance / exact.iter().map(|b| square(*b)).sum::<f64>()).sqrt();
+        assert!(error.is_finite(), "{name} in {} gives {error} from f32", self.dtype);
         println!(
             "{:4} {name:44} {:9.3} ms {:8.1} TFLOP/s {:7.0} GB/s, {error:.1e} from f32",
             self.dtype.to_string(),

@@ -1,21 +1,11 @@
 //! Operators against straightforward loops in f64, over odd shapes, in every compute type of the device: the one that
 //! SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
 
+mod device;
+
+use device::device;
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue};
 use tensor::{DType, Device, Recording, Tensor};
-
-/// Where the operators are tested.
-fn device() -> Device {
-    if let Ok(folder) = std::env::var("SAMEFACE_TEST_KERNELS") {
-        tensor::set_kernel_cache(std::path::Path::new(&folder));
-    }
-    match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
-        Some("cpu") => Device::Cpu,
-        Some(gpu) => Device::Cuda(gpu.trim_start_matches("cuda:").parse().unwrap()),
-        None if Device::gpus() > 0 => Device::Cuda(0),
-        None => Device::Cpu,
-    }
-}
 
 /// Runs a body for every type in which the device computes; a failure in one does not hide the others.
 fn each(body: impl Fn(DType)) {

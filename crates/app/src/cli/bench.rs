@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::values::{repeats, threads};
-use super::{DeviceArg, PrecisionArg, SizeArg};
+use super::{MachineArgs, SizeArg};
 
 #[derive(Args, Debug)]
 #[command(arg_required_else_help = true, after_long_help = AFTER)]
@@ -17,9 +17,9 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// One denoising step of InstantID: IdentityNet and UNet, with guidance.
-    Step(ShapeArgs),
+    Step(StepArgs),
     /// Decoding a latent to a picture with the VAE.
-    Vae(ShapeArgs),
+    Vae(WatchedArgs),
     /// A prompt and a negative one through the text encoders.
     Text(ShapeArgs),
     /// Finding a face in a photo and reading whose it is.
@@ -28,31 +28,12 @@ pub(crate) enum BenchCommand {
     Load(LoadArgs),
 }
 
+/// How it is measured and told.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
-    /// auto, cpu or cuda:N (experimental; auto takes the CPU). [default: auto]
-    #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
-    pub(crate) device: Option<DeviceArg>,
-
-    /// The numbers to compute with; auto takes what `sameface generate` would. [default: auto]
-    #[arg(long, value_name = "KIND", value_enum, help_heading = "The machine")]
-    pub(crate) precision: Option<PrecisionArg>,
-
-    /// Threads on the CPU. [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true, help_heading = "The machine")]
-    pub(crate) threads: Option<u16>,
-
     /// How often to measure after the first time; the middle one is told. [default: 3]
     #[arg(long, alias = "repeat", value_name = "N", value_parser = repeats, allow_negative_numbers = true)]
     pub(crate) runs: Option<u16>,
-
-    /// Tells how far a step's result is from the same in f32 on the same device.
-    #[arg(long)]
-    pub(crate) error: bool,
-
-    /// Tells what each operator of a step or of the decoder takes.
-    #[arg(long)]
-    pub(crate) profile: bool,
 
     /// Prints one object on stdout: times in milliseconds, "tflop_per_s", "share_of_peak", "peak_memory_mb".
     #[arg(long)]
@@ -72,7 +53,32 @@ pub(crate) struct ShapeArgs {
     pub(crate) size: Option<SizeArg>,
 
     #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+
+    #[command(flatten)]
     pub(crate) run: RunArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_long_help = AFTER)]
+pub(crate) struct WatchedArgs {
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
+
+    /// Tells what each operator takes.
+    #[arg(long)]
+    pub(crate) profile: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_long_help = AFTER)]
+pub(crate) struct StepArgs {
+    #[command(flatten)]
+    pub(crate) watched: WatchedArgs,
+
+    /// Tells how far a step's result is from the same in f32 on the same device.
+    #[arg(long)]
+    pub(crate) error: bool,
 }
 
 #[derive(Args, Debug)]
@@ -91,13 +97,8 @@ pub(crate) struct FaceBenchArgs {
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true, help_heading = "The machine")]
     pub(crate) threads: Option<u16>,
 
-    /// How often to measure after the first time; the middle one is told. [default: 3]
-    #[arg(long, value_name = "N", value_parser = repeats, allow_negative_numbers = true)]
-    pub(crate) runs: Option<u16>,
-
-    /// Prints one object on stdout: times in milliseconds, "tflop_per_s", "share_of_peak", "peak_memory_mb".
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 #[derive(Args, Debug)]
@@ -120,6 +121,9 @@ pub(crate) struct LoadArgs {
     pub(crate) size: Option<SizeArg>,
 
     #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+
+    #[command(flatten)]
     pub(crate) run: RunArgs,
 }
 
@@ -128,6 +132,7 @@ Examples:
   sameface bench step                                        SDXL at 1024x1024
   sameface bench step --size 512x512 --precision bf16 --json
   sameface bench vae --size 512x512
+  sameface bench step --profile --error                      where its time goes, and how far it is from f32
   sameface bench text --precision f32
   sameface bench faces --face-models antelopev2
   sameface bench load mini --identitynet mini --ip-adapter mini

@@ -13,7 +13,7 @@ mod values;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use bench::{BenchArgs, BenchCommand, FaceBenchArgs, LoadArgs, RunArgs, ShapeArgs};
+pub(crate) use bench::{BenchArgs, BenchCommand, FaceBenchArgs, LoadArgs, RunArgs, ShapeArgs, StepArgs, WatchedArgs};
 pub(crate) use cast::{CastArgs, CastCommand, DrawArgs};
 pub(crate) use compare::CompareArgs;
 pub(crate) use faces::FacesArgs;

@@ -49,7 +49,8 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
     pub(crate) device: Option<DeviceArg>,
 
-    /// The numbers to compute with; auto takes f32 for small models and bf16 for large ones. [default: auto]
+    /// The numbers to compute with; auto takes f32 for small models and bf16 for large ones, f16 on a GPU.
+    /// [default: auto]
     #[arg(long, value_name = "KIND", value_enum, help_heading = "The machine")]
     pub(crate) precision: Option<PrecisionArg>,
 

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-/// Where generations are tested: what SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
+/// Where generations are tested: what SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else what users get.
 pub(crate) fn device() -> engine::DeviceChoice {
     match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
         Some("cpu") => engine::DeviceChoice::Cpu,

@@ -2,24 +2,15 @@
 
 #![allow(dead_code)] // Each test file uses a part.
 
+#[path = "../../../tensor/tests/device/mod.rs"]
+mod device;
+
+pub(crate) use device::device;
 use nets::*;
 use serde_json::Value;
 use std::path::Path;
 use tensor::{DType, Device, Tensor};
 use weights::{Scope, Weights};
-
-/// Where the networks are tested: what SAMEFACE_TEST_DEVICE names (`cpu`, `cuda:0`), else the first GPU, else the CPU.
-pub(crate) fn device() -> Device {
-    if let Ok(folder) = std::env::var("SAMEFACE_TEST_KERNELS") {
-        tensor::set_kernel_cache(std::path::Path::new(&folder));
-    }
-    match std::env::var("SAMEFACE_TEST_DEVICE").ok().as_deref() {
-        Some("cpu") => Device::Cpu,
-        Some(gpu) => Device::Cuda(gpu.trim_start_matches("cuda:").parse().unwrap()),
-        None if Device::gpus() > 0 => Device::Cuda(0),
-        None => Device::Cpu,
-    }
-}
 
 /// Element types in which the device computes and the relative error that the project promises in each.
 pub(crate) fn precisions() -> Vec<(DType, f64)> {
