@@ -34,11 +34,10 @@ pub(crate) fn choose(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
             }
         }
         DeviceChoice::Auto if Device::gpus() == 0 => Ok((Device::Cpu, None)),
-        // The newest parts have not been run on a GPU yet (see docs/ARCHITECTURE.md): until then it must be asked for.
-        DeviceChoice::Auto => {
-            let note = "the CPU computes; --device cuda:0 tries the GPU, which is experimental yet";
-            Ok((Device::Cpu, Some(note.to_string())))
-        }
+        DeviceChoice::Auto => Ok(match Device::Cuda(0).open() {
+            Ok(()) => (Device::Cuda(0), None),
+            Err(why) => (Device::Cpu, Some(format!("the CPU computes: {why}"))),
+        }),
     }
 }
 

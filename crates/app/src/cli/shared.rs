@@ -45,7 +45,7 @@ pub(crate) struct PictureArgs {
 /// What it is made on.
 #[derive(Args, Debug)]
 pub(crate) struct MachineArgs {
-    /// auto, cpu or cuda:N (experimental; auto takes the CPU). [default: auto]
+    /// auto, cpu or cuda:N; auto takes the first GPU where there is one. [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
     pub(crate) device: Option<DeviceArg>,
 
