@@ -69,7 +69,12 @@ fn faces(args: &FaceBenchArgs) -> Result<Measured, Fault> {
     let mut drawn = Drawn::new();
     let file = drawn.file(args.photo.as_deref().unwrap_or(Path::new(SITTER)))?;
     let photo = Photo::open(&file).map_err(|error| Fault::from(error).reworded(|sentence| drawn.in_words(sentence)))?;
-    let on = MachineArgs { device: Some(DeviceArg::Cpu), precision: Some(PrecisionArg::F32), threads: args.threads };
+    let on = MachineArgs {
+        device: Some(DeviceArg::Cpu),
+        precision: Some(PrecisionArg::F32),
+        vram: None,
+        threads: args.threads,
+    };
     Ok(bench::faces(&folder, &photo, &request(&on, &args.run, None))?)
 }
 
@@ -103,6 +108,7 @@ fn request(on: &MachineArgs, run: &RunArgs, size: Option<SizeArg>) -> BenchReque
         precision: precision(on.precision),
         runs: run.runs.unwrap_or(RUNS).into(),
         memory: memory::available(),
+        vram: on.vram,
         profile: false,
         error: false,
         page_faults: memory::page_faults,
@@ -130,6 +136,13 @@ fn tell(json: bool, measured: &Measured) -> Result<(), Fault> {
     }
     if let Some(why) = measured.setting.get("not_recorded").and_then(serde_json::Value::as_str) {
         output::line(&format!("steps are not replayed from a record: {why}"))?;
+    }
+    if let Some(waiting) = measured.setting.get("waiting_mb").and_then(serde_json::Value::as_f64) {
+        let passing = measured.setting.get("passing_mb").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+        output::line(&format!(
+            "{:36}{waiting:12.0} MB, {passing:.0} MB of which pass in every step",
+            "weights wait on the host"
+        ))?;
     }
     for time in &measured.times {
         // Three digits of what is short, none behind the point of what is long.

@@ -115,6 +115,7 @@ pub(crate) fn begin(prompt: &str, picture: &PictureArgs, machine: &MachineArgs) 
     request.device = device(machine.device);
     request.precision = precision(machine.precision);
     request.memory = memory::available();
+    request.vram = machine.vram;
     // Without it, every picture would read all model files once more for its record.
     request.digest_cache = Some(models::cache().join("digests.json"));
     request

@@ -66,13 +66,24 @@ fn from_blob_name(real: &Path) -> Option<String> {
     (blob && name.bytes().all(|b| b.is_ascii_hexdigit())).then(|| name.to_ascii_lowercase())
 }
 
+/// Of numbers, by their bits.
+pub(crate) fn of_numbers(numbers: &[f32]) -> String {
+    let mut hasher = Sha256::new();
+    numbers.iter().for_each(|number| hasher.update(number.to_le_bytes()));
+    hex(&hasher.finalize())
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 fn read(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::unread(path))?;
     let (mut hasher, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
     loop {
         let count = file.read(&mut buffer).map_err(Error::unread(path))?;
         if count == 0 {
-            return Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect());
+            return Ok(hex(&hasher.finalize()));
         }
         hasher.update(&buffer[..count]);
     }

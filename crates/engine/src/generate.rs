@@ -93,7 +93,7 @@ impl Session {
         }
         let subject = Subject::resolve(request, self.analyzer())?;
         let mut plan = Plan::resolve(request, &self.stack, subject.as_ref())?;
-        self.settle(plan.compute);
+        let arranged = self.arrange(request, &plan)?;
 
         clock.begin(Stage::Text, observe)?;
         let conditions = Conditions::new(&plan, subject.as_ref(), self)?;
@@ -113,7 +113,7 @@ impl Session {
         let unused = self.unused(&opened);
         let networks = Networks::build(&plan, &conditions, self)?;
         let notes = subject.iter().flat_map(|s| s.notes()).chain(&conditions.text.notes).chain(&plan.note).cloned();
-        for note in notes.chain(unused) {
+        for note in notes.chain(unused).chain(arranged) {
             go_on(observe(Event::Note(note)))?;
         }
 

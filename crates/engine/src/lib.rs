@@ -23,6 +23,7 @@ mod plan;
 
 pub mod prompt;
 mod text;
+mod vram;
 
 pub mod samplers;
 pub mod schedule;

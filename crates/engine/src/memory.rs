@@ -1,31 +1,29 @@
-//! How much memory a request takes at the least, so that what cannot fit is refused at once in a sentence, rather than
-//! killed by the system after minutes of work.
+//! How much memory a request takes, so that what cannot fit is refused at once in a sentence, rather than killed by the
+//! system after minutes of work, and what a GPU cannot hold waits on the host.
 //!
-//! Only what is certain is counted: weights as the device holds them, the skip connections of the UNet with IdentityNet's beside them, the widest
+//! For the CPU only what is certain is counted: weights as the device holds them, the skip connections of the UNet with IdentityNet's beside them, the widest
 //! activations of UNet and VAE.
 
 use crate::generate::{TILE, UNTILED_PIXELS};
 use crate::plan::{Compute, Plan};
 use crate::request::Request;
 use crate::stack::Stack;
+use crate::vram::{self, Arrangement, Needs};
 use crate::{Error, Result};
 use nets::{ControlNetConfig, EncoderConfig, UNetConfig, VaeConfig};
 use tensor::ops::{Conv2d, ConvOptions};
 use tensor::{DType, Device};
 
-/// Refuses what clearly needs more than the memory that is there.
+/// Refuses what clearly needs more than the machine's memory; for a GPU's see [`arrange`].
 pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()> {
-    let on_device = on_device(plan.compute.device)?;
-    let Some(there) = on_device.or(request.memory) else { return Ok(()) };
+    let Some(there) = request.memory.filter(|_| plan.compute.device == Device::Cpu) else { return Ok(()) };
     let need = need(plan, stack);
     if need <= there {
         return Ok(());
     }
     let advice = match plan.compute.dtype {
-        DType::F32 if on_device.is_none() => "a smaller --size, fewer pictures or --precision bf16 need less",
-        _ if on_device.is_none() => "a smaller --size or fewer pictures need less",
-        DType::F32 => "a smaller --size, fewer pictures, --precision f16 or --device cpu need less of it",
-        _ => "a smaller --size, fewer pictures or --device cpu need less of it",
+        DType::F32 => "a smaller --size, fewer pictures or --precision bf16 need less",
+        _ => "a smaller --size or fewer pictures need less",
     };
     Error::refused(format!(
         "--size {}x{} in {} needs at least {} of memory with these models, and {} are free; {advice}",
@@ -37,19 +35,119 @@ pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()>
     ))
 }
 
-/// A GPU's own memory, which counts where it computes: what is free, and what this process holds there, since networks
-/// that are kept are counted as needed, too.
-fn on_device(device: Device) -> Result<Option<u64>> {
+/// Bytes for tensors on a GPU: what the user allows, else what is free and what this process holds there, since networks
+/// that are kept are counted as needed, too. None on the CPU.
+fn on_device(device: Device, vram: Option<u64>) -> Result<Option<u64>> {
     let Some((free, _)) = device.memory()? else { return Ok(None) };
     let ours = tensor::memory_use_of(&device)?;
-    Ok(Some((free + ours.used + ours.free) as u64))
+    let there = vram::beside_others(free as u64, (ours.used + ours.free) as u64);
+    // The rest of the overhead is taken by now.
+    Ok(Some(vram.and_then(vram::within).map_or(there, |cap| cap.min(there))))
+}
+
+/// What of the networks stays on a GPU and what waits on the host, with the bytes that there are for tensors. None on
+/// the CPU.
+pub(crate) fn arrange(
+    needs: &Needs,
+    what: &str,
+    compute: Compute,
+    vram: Option<u64>,
+    host: Option<u64>,
+) -> Result<Option<(Arrangement, u64)>> {
+    let Some(there) = on_device(compute.device, vram)? else { return Ok(None) };
+    let arrangement = match needs.arrange(there) {
+        Ok(arrangement) => arrangement,
+        Err(least) => {
+            let said = match vram {
+                Some(_) => {
+                    format!("--vram leaves {} for them; --vram {}M would do", human(there), vram::cap_for(least) >> 20)
+                }
+                None => format!("{} are free there", human(there)),
+            };
+            let f16 = if compute.dtype == DType::F32 { "--precision f16, " } else { "" };
+            return Error::refused(format!(
+                "{what} in {} needs at least {} of memory on {}, and {said}; {f16}a smaller --size or --device cpu need less",
+                compute.precision(),
+                human(least),
+                compute.device
+            ));
+        }
+    };
+    if let Some(host) = host.filter(|host| arrangement.waiting > *host) {
+        return Error::refused(format!(
+            "{what} in {} does not fit into {}'s memory, and the {} that would have to wait in the machine's do not fit there, where {} are free; a smaller --size or a smaller model need less",
+            compute.precision(),
+            compute.device,
+            human(arrangement.waiting),
+            human(host)
+        ));
+    }
+    Ok(Some((arrangement, there)))
+}
+
+/// What a generation takes of a GPU; `keep`: whether networks stay for later requests.
+pub(crate) fn needs(plan: &Plan, stack: &Stack, keep: bool) -> Result<Needs> {
+    let (unet, vae, _) = stack.sizes();
+    let pixels = u64::from(plan.width) * u64::from(plan.height);
+    let latent = pixels / u64::from(stack.vae_factor()).pow(2);
+    let halves = if plan.guided { 2 } else { 1 };
+    let (identity, keeps) = (plan.identity.is_some(), keep && stack.has_identity());
+    let net = stack.identitynet_config().filter(|_| identity || keeps);
+    let dtype = plan.compute.dtype;
+    let text = stack.text_sizes()?;
+    let f32s = |numbers: usize| numbers as u64 * bytes(DType::F32);
+    let denoising = Denoising { unet, net: net.as_ref(), branch: identity || keeps, dtype };
+    let kept = text.iter().map(|text| text.all).sum::<usize>() + stack.resampler_parameters();
+    Ok(Needs {
+        vae: stack.vae_parameters() as u64 * bytes(plan.compute.vae_dtype()),
+        decode: decode_on_gpu(vae, pixels, plan.compute.vae_dtype()),
+        decodes_beside: keep || plan.seeds.len() > 1,
+        text: text.iter().map(|text| f32s(text.table + 4 * text.layer)).max().unwrap_or(0),
+        kept: if keep { f32s(kept) } else { 0 },
+        tables: if keep { f32s(text.iter().map(|text| text.table).sum()) } else { 0 },
+        ..denoising.needs(stack.parameters(net.is_some()), halves * latent)
+    })
+}
+
+/// The denoising networks.
+pub(crate) struct Denoising<'a> {
+    pub(crate) unet: &'a UNetConfig,
+    pub(crate) net: Option<&'a ControlNetConfig>,
+    /// Whether the UNet has the identity branch.
+    pub(crate) branch: bool,
+    pub(crate) dtype: DType,
+}
+
+impl Denoising<'_> {
+    /// What `parameters` of UNet and IdentityNet and steps of `pixels` latent pixels in all take of a GPU.
+    pub(crate) fn needs(&self, parameters: usize, pixels: u64) -> Needs {
+        let keys = self.unet.key_parameters() + self.net.map_or(0, ControlNetConfig::key_parameters);
+        let branch = if self.branch { self.unet.adapter_parameters() } else { 0 };
+        let always = parameters.saturating_sub(keys) as u64 * bytes(self.dtype);
+        Needs {
+            always,
+            once: (keys + branch) as u64 * bytes(self.dtype),
+            step: STEP * step(&self.unet.encoder, self.net.is_some(), pixels, self.dtype) + (always / 20).min(SCRATCH),
+            ..Needs::default()
+        }
+    }
+}
+
+/// How much more a step takes on a GPU than what is certain.
+const STEP: u64 = 3;
+/// What its libraries work in.
+const SCRATCH: u64 = 256 << 20;
+
+/// As [`decode`], on a GPU, where pictures are enlarged before they are convolved.
+pub(crate) fn decode_on_gpu(vae: &VaeConfig, pixels: u64, dtype: DType) -> u64 {
+    2 * decode(vae, pixels, dtype)
 }
 
 /// Refuses a benchmark that clearly needs more than the memory that is there.
 pub(crate) fn check_bench(what: &str, need: u64, there: Option<u64>, compute: Compute) -> Result<()> {
     let Compute { device, dtype, .. } = compute;
-    let on_device = on_device(device)?;
-    let Some(there) = on_device.or(there).filter(|there| need > *there) else { return Ok(()) };
+    let there = if device == Device::Cpu { there } else { on_device(device, None)? };
+    let Some(there) = there.filter(|there| need > *there) else { return Ok(()) };
     let advice = match dtype {
         DType::F32 => "a smaller --size, a smaller --config or --precision bf16 need less",
         _ => "a smaller --size or a smaller --config need less",
@@ -70,12 +168,7 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
     // Of several pictures all but the last are decoded beside the denoising networks.
     let beside_decode = if plan.seeds.len() > 1 { decode } else { 0 };
     let step = step(&unet.encoder, beside, halves * latent, plan.compute.dtype);
-    // On a GPU a recorded step keeps its memory meanwhile.
-    let activations = match plan.compute.device {
-        Device::Cpu => step.max(beside_decode),
-        Device::Cuda(_) => step + beside_decode,
-    };
-    let denoise = weights + activations;
+    let denoise = weights + step.max(beside_decode);
     let text = stack.text_parameters() as u64 * bytes(DType::F32);
     denoise.max(text).max(decode)
 }
@@ -124,7 +217,7 @@ pub(crate) fn bytes(dtype: DType) -> u64 {
 }
 
 /// Bytes as people say them.
-fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     match bytes {
         0..1_000_000_000 => format!("{:.0} MB", (bytes as f64 / 1e6).ceil()),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),

@@ -1,7 +1,7 @@
 //! What the user said.
 
 use crate::samplers::Sampler;
-use crate::{Error, Result};
+use crate::{Error, Result, vram};
 use std::path::PathBuf;
 
 /// More steps than any sampler gains from.
@@ -130,6 +130,8 @@ pub struct Request {
     pub digest_cache: Option<PathBuf>,
     /// Bytes of memory that the work can have, where known; what clearly needs more is refused.
     pub memory: Option<u64>,
+    /// Bytes of a GPU's memory that the process may take; what is free if not given.
+    pub vram: Option<u64>,
 }
 
 impl Request {
@@ -159,6 +161,7 @@ impl Request {
             precision: Precision::Auto,
             digest_cache: None,
             memory: None,
+            vram: None,
         }
     }
 
@@ -190,7 +193,7 @@ impl Request {
             ));
         }
         self.sampler.as_deref().map(Sampler::from_name).transpose()?;
-        Ok(())
+        vram::check(self.vram, self.device)
     }
 
     fn check_photos(&self) -> Result<()> {

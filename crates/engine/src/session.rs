@@ -1,9 +1,11 @@
 //! Networks built from a stack: each when it is first needed, and kept or dropped after its stage.
 
 use crate::plan::Compute;
+use crate::plan::Plan;
 use crate::request::{ModelPaths, Request};
 use crate::stack::{self, Stack};
-use crate::{Error, Result};
+use crate::vram::Arrangement;
+use crate::{Error, Result, memory};
 use faces::FaceAnalyzer;
 use nets::{ClipText, ControlNet, Resampler, UNet, Vae};
 use tensor::Device;
@@ -17,6 +19,8 @@ pub struct Session {
     keep: bool,
     /// With what the denoising networks and the VAE were built.
     compute: Option<Compute>,
+    /// What of the networks waits on the host.
+    arrangement: Arrangement,
     analyzer: Option<FaceAnalyzer>,
     text: Vec<Option<ClipText>>,
     resampler: Option<Resampler>,
@@ -39,6 +43,7 @@ impl Session {
             models: request.models.clone(),
             keep,
             compute: None,
+            arrangement: Arrangement::default(),
             analyzer: None,
             text,
             resampler: None,
@@ -63,6 +68,33 @@ impl Session {
         }
     }
 
+    /// Decides what of the networks stays on a GPU, and says it where some does not.
+    ///
+    /// # Errors
+    /// What the request needs at the least does not fit there.
+    pub(crate) fn arrange(&mut self, request: &Request, plan: &Plan) -> Result<Option<String>> {
+        let compute = plan.compute;
+        self.settle(compute);
+        if compute.device == Device::Cpu {
+            self.arrangement = Arrangement::default();
+            return Ok(request.vram.map(|_| "--vram has no effect, as the CPU computes".to_string()));
+        }
+        let needs = memory::needs(plan, &self.stack, self.keep)?;
+        let what = format!("--size {}x{}", plan.width, plan.height);
+        let arranged = memory::arrange(&needs, &what, compute, request.vram, request.memory)?;
+        let Some((arrangement, there)) = arranged else { return Ok(None) };
+        compute.device.limit_memory(request.vram.map(|_| there as usize))?;
+        if std::mem::replace(&mut self.arrangement, arrangement) != arrangement {
+            self.drop_all();
+        }
+        Ok(arrangement.sentence(there, needs.always + needs.once))
+    }
+
+    fn drop_all(&mut self) {
+        (self.unet, self.identitynet, self.vae, self.resampler) = (None, None, None, None);
+        self.text.iter_mut().for_each(|encoder| *encoder = None);
+    }
+
     /// Drops what was built for another device or for other numbers.
     pub(crate) fn settle(&mut self, compute: Compute) {
         if let Some(built) = self.compute.replace(compute).filter(|built| *built != compute) {
@@ -84,14 +116,14 @@ impl Session {
             // One encoder at a time.
             self.text.iter_mut().for_each(|encoder| *encoder = None);
         }
-        let Session { stack, text, keep, .. } = self;
-        built(&mut text[i], || stack.text_encoder(i, device, *keep))
+        let Session { stack, text, keep, arrangement, .. } = self;
+        built(&mut text[i], || device.parking(arrangement.others, || stack.text_encoder(i, device, *keep)))
     }
 
     pub(crate) fn resampler(&mut self, device: &Device) -> Result<Option<&Resampler>> {
-        let Session { stack, resampler, .. } = self;
+        let Session { stack, resampler, arrangement, .. } = self;
         match stack.has_identity() {
-            true => built(resampler, || stack.resampler(device)).map(Some),
+            true => built(resampler, || device.parking(arrangement.others, || stack.resampler(device))).map(Some),
             false => Ok(None),
         }
     }
@@ -106,13 +138,14 @@ impl Session {
         self.settle(compute);
         // A kept UNet has the branch from the start, as a later request may want it; weight 0 costs it nothing.
         let branch = branch || (self.keep && self.stack.has_identity());
-        let Session { stack, unet, identitynet: net, vae, .. } = self;
+        let Session { stack, unet, identitynet: net, vae, arrangement, .. } = self;
+        let (device, parking) = (compute.device, arrangement.nets);
         if unet.as_ref().is_some_and(|unet| branch && !unet.has_identity()) {
             *unet = None;
         }
-        let unet = built(unet, || stack.unet(compute, branch))?;
+        let unet = built(unet, || device.parking(parking, || stack.unet(compute, branch)))?;
         let net = match identitynet {
-            true => Some(built(net, || stack.identitynet(compute))?),
+            true => Some(built(net, || device.parking(parking, || stack.identitynet(compute)))?),
             false => None,
         };
         Ok((unet, net, built(vae, || stack.vae(compute))?))

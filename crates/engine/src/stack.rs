@@ -29,6 +29,15 @@ struct TextPart {
     tokenizer: Tokenizer,
 }
 
+/// Parameters of a text encoder.
+pub(crate) struct TextSize {
+    pub(crate) all: usize,
+    /// Of the table of tokens.
+    pub(crate) table: usize,
+    /// Of a layer.
+    pub(crate) layer: usize,
+}
+
 /// All files of a request, opened.
 pub struct Stack {
     unet: Part,
@@ -262,6 +271,27 @@ impl Stack {
     /// Parameters of the largest text encoder: they work one after the other.
     pub(crate) fn text_parameters(&self) -> usize {
         self.text.iter().map(|text| count(&text.part.weights)).max().unwrap_or(0)
+    }
+
+    /// What is known of the text encoders' sizes.
+    pub(crate) fn text_sizes(&self) -> Result<Vec<TextSize>> {
+        let of = |text: &TextPart| {
+            let config = text_config(text)?;
+            let (table, width) = (config.vocab_size * config.hidden_size, config.hidden_size);
+            let layer = 4 * width * width + 2 * width * config.intermediate_size;
+            Ok(TextSize { all: count(&text.part.weights), table, layer })
+        };
+        self.text.iter().map(of).collect()
+    }
+
+    /// Parameters of the Resampler, where there is one.
+    pub(crate) fn resampler_parameters(&self) -> usize {
+        self.adapter.as_ref().map_or(0, |adapter| count(&adapter.image_proj))
+    }
+
+    /// Parameters of the VAE.
+    pub(crate) fn vae_parameters(&self) -> usize {
+        count(&self.vae.weights)
     }
 
     /// The sizes of the UNet, and whether IdentityNet's residuals come beside its own.

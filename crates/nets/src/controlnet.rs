@@ -197,7 +197,7 @@ impl ControlNet {
         Ok(ControlNet {
             encoder,
             controlnet_cond_embedding: ConditioningEmbedding::load(
-                &at.push("controlnet_cond_embedding"),
+                &at.push("controlnet_cond_embedding").once(),
                 config.conditioning_channels,
                 &config.conditioning_embedding_out_channels,
                 first,

@@ -148,7 +148,7 @@ impl Encoder {
             conv_in: at.push("conv_in").conv(config.in_channels, first, config.conv_in_kernel, conv_in)?,
             time_proj: Timesteps::new(first, config.flip_sin_to_cos, config.freq_shift),
             time_embedding: TimestepEmbedding::load(
-                &at.push("time_embedding").in_f32(),
+                &at.push("time_embedding").in_f32().staying(),
                 first,
                 width,
                 config.act_fn,
@@ -158,7 +158,7 @@ impl Encoder {
                 .addition
                 .as_ref()
                 .map(|addition| {
-                    let at = at.push("add_embedding").in_f32();
+                    let at = at.push("add_embedding").in_f32().staying();
                     TimestepEmbedding::load(&at, addition.input_dim, width, Activation::Silu, None)
                 })
                 .transpose()?,

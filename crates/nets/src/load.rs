@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Rows};
-use tensor::{DType, Device, Tensor};
+use tensor::{DType, Device, Tensor, Turn};
 use weights::{Dtype, Scope};
 
 /// A place in the checkpoint, and where its tensors go.
@@ -11,6 +11,8 @@ pub(crate) struct Loader {
     pub(crate) scope: Scope,
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+    /// When layers are needed, where they may wait on the host for it.
+    turn: Option<Turn>,
 }
 
 /// Numbers from which on a GPU widens them faster than the processor.
@@ -18,7 +20,7 @@ const WORTH_WIDENING: usize = 1 << 16;
 
 impl Loader {
     pub(crate) fn new(scope: &Scope, device: &Device, dtype: DType) -> Loader {
-        Loader { scope: scope.clone(), device: *device, dtype }
+        Loader { scope: scope.clone(), device: *device, dtype, turn: Some(Turn::Always) }
     }
 
     pub(crate) fn push(&self, part: impl std::fmt::Display) -> Loader {
@@ -28,6 +30,16 @@ impl Loader {
     /// The same place, computing in f32: for what is small and conditions everything, such as the time step.
     pub(crate) fn in_f32(&self) -> Loader {
         Loader { dtype: DType::F32, ..self.clone() }
+    }
+
+    /// The same place, whose layers are needed once for a picture.
+    pub(crate) fn once(&self) -> Loader {
+        Loader { turn: Some(Turn::Once), ..self.clone() }
+    }
+
+    /// The same place, whose layers never wait on the host: what is small and works between the steps.
+    pub(crate) fn staying(&self) -> Loader {
+        Loader { turn: None, ..self.clone() }
     }
 
     /// The tensor in the compute type.
@@ -63,7 +75,13 @@ impl Loader {
     pub(crate) fn linear(&self, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
         let weight = self.weight(inputs, outputs)?;
         let bias = bias.then(|| self.vector("bias", outputs)).transpose()?;
-        Ok(Linear::new(&weight, bias.as_ref())?)
+        self.parked(Linear::new(&weight, bias.as_ref())?)
+    }
+
+    /// A layer that waits on the host for its turn where it shall.
+    fn parked(&self, mut layer: Linear) -> Result<Linear> {
+        self.turn.map_or(Ok(()), |turn| layer.park(turn))?;
+        Ok(layer)
     }
 
     /// Linear layers of one input as one: their outputs come side by side, in the order of `names`.
@@ -76,7 +94,7 @@ impl Loader {
         }
         let join = |parts: &[Tensor]| ops::concat_rows(&parts.iter().collect::<Vec<_>>());
         let bias = bias.then(|| join(&biases)).transpose()?;
-        Ok(Linear::new(&join(&weights)?, bias.as_ref())?)
+        self.parked(Linear::new(&join(&weights)?, bias.as_ref())?)
     }
 
     /// `[out, in]`; a 1x1 convolution `[out, in, 1, 1]` is the same thing on NHWC.
@@ -89,7 +107,9 @@ impl Loader {
     /// The convolution here, with a square kernel.
     pub(crate) fn conv(&self, inputs: usize, outputs: usize, kernel: usize, options: ConvOptions) -> Result<Conv2d> {
         let weight = self.tensor("weight", &[outputs, inputs, kernel, kernel])?;
-        Ok(Conv2d::new(&weight, Some(&self.vector("bias", outputs)?), options)?)
+        let mut layer = Conv2d::new(&weight, Some(&self.vector("bias", outputs)?), options)?;
+        self.turn.map_or(Ok(()), |turn| layer.park(turn))?;
+        Ok(layer)
     }
 
     /// The 3x3 convolution here that keeps the size.

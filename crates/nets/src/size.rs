@@ -24,12 +24,30 @@ fn transformer(width: usize, context: usize, depth: usize) -> usize {
     depth * (4 * width * width + 2 * width * (width + context) + 12 * width * width) + 2 * width * width
 }
 
+/// Channels of all cross-attentions of a level.
+fn attended(level: &Level) -> usize {
+    level.width * level.attention.iter().flatten().sum::<usize>()
+}
+
 impl EncoderConfig {
     /// Residual blocks and attention of a level; `inputs` gives the width that enters each layer.
     fn level(&self, level: &Level, inputs: impl Fn(usize) -> usize, conv: Conv) -> usize {
         let resnets: usize = (0..level.layers).map(|i| resnet(inputs(i), level.width, self.time_embed_dim, conv)).sum();
         let depths = level.attention.iter().flatten();
         resnets + depths.map(|depth| transformer(level.width, self.cross_attention_dim, *depth)).sum::<usize>()
+    }
+
+    /// As [`UNetConfig::key_parameters`], of the way down and the middle.
+    fn key_parameters(&self) -> usize {
+        let mid = match (self.mid, self.levels.last()) {
+            (MidBlockConfig::CrossAttention { depth, .. }, Some(level)) => depth * level.width,
+            _ => 0,
+        };
+        2 * self.cross_attention_dim * (self.levels.iter().map(attended).sum::<usize>() + mid)
+    }
+
+    fn largest(&self) -> usize {
+        self.levels.iter().map(|level| 9 * level.width * level.width).max().unwrap_or(0)
     }
 
     fn held(&self, conv: Conv) -> usize {
@@ -78,17 +96,29 @@ impl UNetConfig {
 
     /// Parameters of an identity adapter's branch of this UNet: keys and values in every cross-attention.
     pub fn adapter_parameters(&self) -> usize {
-        let encoder = &self.encoder;
-        let of = |level: &Level| level.width * level.attention.iter().flatten().sum::<usize>();
-        let mid = match (encoder.mid, encoder.levels.last()) {
-            (MidBlockConfig::CrossAttention { depth, .. }, Some(level)) => depth * level.width,
-            _ => 0,
-        };
-        2 * encoder.cross_attention_dim * (encoder.levels.iter().chain(&self.up).map(of).sum::<usize>() + mid)
+        self.key_parameters()
+    }
+
+    /// Parameters of keys and values of the text in every cross-attention: needed once for a picture.
+    pub fn key_parameters(&self) -> usize {
+        let up = self.up.iter().map(attended).sum::<usize>();
+        self.encoder.key_parameters() + 2 * self.encoder.cross_attention_dim * up
+    }
+
+    /// Parameters of the largest layer.
+    pub fn largest(&self) -> usize {
+        // The first layer on the way up takes the lowest level's result and what its own level kept.
+        let first = self.up.first().map_or(0, |level| 9 * 2 * level.width * level.width);
+        self.encoder.largest().max(first)
     }
 }
 
 impl ControlNetConfig {
+    /// As [`UNetConfig::key_parameters`].
+    pub fn key_parameters(&self) -> usize {
+        self.encoder.key_parameters()
+    }
+
     /// Parameters, without biases and norms.
     pub fn parameters(&self) -> usize {
         self.held(&plain)

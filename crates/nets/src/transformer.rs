@@ -67,8 +67,8 @@ impl CrossAttention {
     fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<CrossAttention> {
         Ok(CrossAttention {
             to_q: at.push("to_q").linear(width, width, false)?,
-            to_k: at.push("to_k").linear(context, width, false)?,
-            to_v: at.push("to_v").linear(context, width, false)?,
+            to_k: at.push("to_k").once().linear(context, width, false)?,
+            to_v: at.push("to_v").once().linear(context, width, false)?,
             to_out: at.push("to_out.0").linear(width, width, true)?,
             heads,
         })

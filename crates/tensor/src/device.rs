@@ -70,6 +70,17 @@ impl Device {
             Device::Cuda(n) => cuda::gpu(*n)?.memory().map(Some),
         }
     }
+
+    /// From now on tensors take at most so many bytes of a GPU's memory; none: what there is. Without effect on the CPU.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn limit_memory(&self, bytes: Option<usize>) -> Result<()> {
+        match self {
+            Device::Cpu => Ok(()),
+            Device::Cuda(n) => cuda::gpu(*n).map(|gpu| gpu.limit_memory(bytes)),
+        }
+    }
 }
 
 impl Device {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::values::{finite, threads, whole};
+use super::values::{bytes, finite, threads, whole};
 use super::{DeviceArg, PrecisionArg, SizeArg};
 
 /// How a picture is made, whoever and whatever it shows.
@@ -53,6 +53,11 @@ pub(crate) struct MachineArgs {
     /// [default: auto]
     #[arg(long, value_name = "KIND", value_enum, help_heading = "The machine")]
     pub(crate) precision: Option<PrecisionArg>,
+
+    /// How much of a GPU's memory the program may take, such as 8G or 6500M. What does not fit waits in the machine's
+    /// memory until its turn, which costs time and changes no picture. [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = bytes, allow_negative_numbers = true, help_heading = "The machine")]
+    pub(crate) vram: Option<u64>,
 
     /// Threads on the CPU. [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true, help_heading = "The machine")]

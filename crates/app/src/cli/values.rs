@@ -118,6 +118,21 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| sentence())
 }
 
+/// An amount of memory in bytes: a number with G or M, of 2^30 or 2^20 bytes as cards are sold.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let sentence = || "it must be an amount of memory such as 8G, 6.5G or 6500M".to_string();
+    let lower = text.trim().to_lowercase();
+    let short = lower.strip_suffix("ib").or(lower.strip_suffix('b')).unwrap_or(&lower);
+    let (number, unit) = match (short.strip_suffix('g'), short.strip_suffix('m')) {
+        (Some(number), _) => (number, 30),
+        (None, Some(number)) => (number, 20),
+        (None, None) => return Err(sentence()),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| sentence())?;
+    let bytes = number * f64::from(1u32 << unit);
+    if bytes >= 1.0 && bytes < 2f64.powi(60) { Ok(bytes as u64) } else { Err(sentence()) }
+}
+
 /// A number of threads.
 pub(crate) fn threads(text: &str) -> Result<u16, String> {
     within(text, 1, 1024)
@@ -179,6 +194,7 @@ mod tests {
                 seed(&text).err(),
                 threads(&text).err(),
                 repeats(&text).err(),
+                bytes(&text).err(),
             ];
             read += errors.iter().filter(|error| error.is_none()).count();
             assert!(errors.iter().flatten().all(|said| !said.is_empty() && !said.contains('\n')), "{text:?}");
@@ -208,6 +224,10 @@ mod tests {
         assert!((0..9).all(|i| parts.iter().filter(|part| part.has(i)).count() == 1), "each piece belongs to one part");
         for wrong in ["0/3", "4/3", "1/0", "1", "a/b", "-1/3"] {
             assert!(wrong.parse::<ShardArg>().is_err(), "{wrong}");
+        }
+        assert_eq!((bytes("8G"), bytes("6.5 GiB"), bytes("500mb")), (Ok(8 << 30), Ok(13 << 29), Ok(500 << 20)));
+        for wrong in ["8", "G", "-1G", "nanG", "1e30G", "8T", ""] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
         }
         assert_eq!(finite("0.8"), Ok(0.8));
         for wrong in ["nan", "inf", "-inf", "1e99", "a"] {

@@ -2,6 +2,7 @@
 
 use super::step::{Inputs, TEXT_TOKENS};
 use super::{BenchRequest, Measured, Time, rate, tensor_peak_mb, timed};
+use crate::memory::Denoising;
 use crate::plan::Compute;
 use crate::stack::Stack;
 use crate::{ModelPaths, Request, Result, memory};
@@ -27,13 +28,16 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
     let need = weights as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, stack.has_identitynet(), 2 * pixels, compute.dtype);
     let what = format!("{} at {}x{}", models.base.display(), size.0, size.1);
-    memory::check_bench(&what, need, request.memory, compute)?;
+    let denoising = Denoising { unet: &shapes.unet, net, branch: stack.has_identity(), dtype: compute.dtype };
+    let needs = denoising.needs(stack.parameters(true), 2 * pixels);
+    let parking = request.arrange(&what, &needs, need, compute)?.nets;
 
     let (text_ms, ()) = timed(|| text(&stack, compute))?;
     let (identity_ms, ()) = timed(|| identity(&stack, compute))?;
     let (vae_ms, vae) = timed(|| stack.vae(compute))?;
-    let (unet_ms, unet) = timed(|| stack.unet(compute, stack.has_identity()))?;
-    let (net_ms, net) = timed(|| stack.has_identitynet().then(|| stack.identitynet(compute)).transpose())?;
+    let (unet_ms, unet) = timed(|| compute.device.parking(parking, || stack.unet(compute, stack.has_identity())))?;
+    let net = || stack.has_identitynet().then(|| stack.identitynet(compute)).transpose();
+    let (net_ms, net) = timed(|| compute.device.parking(parking, net))?;
     let inputs = Inputs::new(&shapes, size, compute)?;
     let (context_ms, contexts) = timed(|| inputs.contexts((&unet, net.as_ref())))?;
     let ready = begin.elapsed().as_secs_f64() * 1e3;

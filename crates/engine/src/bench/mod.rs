@@ -16,7 +16,8 @@ pub use text::text;
 pub use vae::vae;
 
 use crate::plan::Compute;
-use crate::{DeviceChoice, Error, Precision, Result};
+use crate::vram::{self, Arrangement, Needs};
+use crate::{DeviceChoice, Error, Precision, Result, memory};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::Instant;
@@ -35,6 +36,8 @@ pub struct BenchRequest {
     pub runs: usize,
     /// Bytes that can be had, where the system tells: what cannot fit is refused before it is taken.
     pub memory: Option<u64>,
+    /// Bytes of a GPU's memory that may be taken; what is free if not given.
+    pub vram: Option<u64>,
     /// Whether to tell what each operator takes.
     pub profile: bool,
     /// Whether to tell how far a step's result is from the same in f32 on the same device.
@@ -150,13 +153,27 @@ impl BenchRequest {
         Ok(tensor::end_profile(&device)?)
     }
 
+    /// What of the networks waits on the host, which a GPU is then told; nothing on the CPU, whose memory is compared
+    /// with what the work takes at the least.
+    fn arrange(&self, what: &str, needs: &Needs, least: u64, compute: Compute) -> Result<Arrangement> {
+        match memory::arrange(needs, what, compute, self.vram, self.memory)? {
+            None => memory::check_bench(what, least, self.memory, compute).map(|()| Arrangement::default()),
+            Some((arrangement, there)) => {
+                compute.device.limit_memory(self.vram.map(|_| there as usize))?;
+                Ok(arrangement)
+            }
+        }
+    }
+
     /// Device and numbers; `parameters` decide where nothing was said.
     fn compute(&self, parameters: usize) -> Result<Compute> {
+        vram::check(self.vram, self.device)?;
         Ok(Compute::choose(self.device, self.precision, parameters)?.0)
     }
 
     /// Device and numbers of a network that a generation always runs in f32.
     fn compute_in_f32(&self) -> Result<Compute> {
+        vram::check(self.vram, self.device)?;
         let precision = if self.precision == Precision::Auto { Precision::F32 } else { self.precision };
         Ok(Compute::choose(self.device, precision, 0)?.0)
     }

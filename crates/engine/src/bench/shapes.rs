@@ -87,6 +87,11 @@ impl Shapes {
 
     /// Parameters of the denoising networks with the identity branch.
     pub(crate) fn parameters(&self) -> usize {
-        self.unet.parameters() + self.unet.adapter_parameters() + self.identitynet.parameters()
+        self.denoisers() + self.unet.adapter_parameters()
+    }
+
+    /// Parameters of UNet and IdentityNet alone.
+    pub(crate) fn denoisers(&self) -> usize {
+        self.unet.parameters() + self.identitynet.parameters()
     }
 }

@@ -1,9 +1,11 @@
 //! One denoising step of IdentityNet and UNet with guidance, so with a batch of two.
 
 use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed, values};
+use crate::memory::Denoising;
 use crate::plan::Compute;
 use crate::repeat::Repeated;
-use crate::{Result, memory};
+use crate::vram::Arrangement;
+use crate::{Result, digest, memory};
 use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
 use serde_json::json;
 use std::sync::{Mutex, PoisonError};
@@ -29,22 +31,29 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let need = weights as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, true, BATCH as u64 * pixels, compute.dtype);
     let what = format!("a step of {} at {}x{}", shapes.name, size.0, size.1);
-    memory::check_bench(&what, need, request.memory, compute)?;
+    let nets = Denoising { unet: &shapes.unet, net: Some(&shapes.identitynet), branch: true, dtype: compute.dtype };
+    let arrangement = request.arrange(&what, &nets.needs(shapes.denoisers(), BATCH as u64 * pixels), need, compute)?;
 
-    let (load_ms, nets) = timed(|| build(shapes, compute))?;
+    let (load_ms, nets) = timed(|| build(shapes, compute, arrangement))?;
     let nets = (&nets.0, Some(&nets.1));
     let inputs = Inputs::new(shapes, size, compute)?;
     let (context_ms, contexts) = timed(|| inputs.contexts(nets))?;
     let runs = request.repeat(compute.device, || inputs.step(nets, &contexts).map(|_| ()))?;
+    let result = digest::of_numbers(&inputs.step(nets, &contexts)?.to_vec_f32()?);
     let operators = request.operators(compute.device, || inputs.plain(nets, &contexts).map(|_| ()))?;
     let mut setting = request.setting(&shapes.name, Some(size), compute);
     if request.error {
         let exact = Compute { dtype: DType::F32, narrow: false, ..compute };
-        let (unet, net) = build(shapes, exact)?;
+        let (unet, net) = build(shapes, exact, arrangement)?;
         let exact = (&unet, Some(&net));
         let got = inputs.plain(nets, &contexts)?.to_vec_f32()?;
         let want = inputs.plain(exact, &inputs.contexts(exact)?)?.to_vec_f32()?;
         setting.insert("error_beside_f32".into(), json!(distance(&got, &want)));
+    }
+    setting.insert("result_sha256".into(), json!(result));
+    if arrangement.waiting > 0 {
+        setting.insert("waiting_mb".into(), json!(arrangement.waiting as f64 / 1e6));
+        setting.insert("passing_mb".into(), json!(arrangement.passing as f64 / 1e6));
     }
     setting.insert("recorded".into(), json!(inputs.obstacle().is_none()));
     if let Some(why) = inputs.obstacle().filter(|_| compute.device != Device::Cpu) {
@@ -66,7 +75,11 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
 }
 
 /// UNet with the identity branch, and IdentityNet, of random weights.
-fn build(shapes: &Shapes, compute: Compute) -> Result<(UNet, ControlNet)> {
+fn build(shapes: &Shapes, compute: Compute, arrangement: Arrangement) -> Result<(UNet, ControlNet)> {
+    compute.device.parking(arrangement.nets, || build_here(shapes, compute))
+}
+
+fn build_here(shapes: &Shapes, compute: Compute) -> Result<(UNet, ControlNet)> {
     let random = Weights::random(1);
     let mut unet = UNet::load(&random.root(), &shapes.unet, &compute.device, compute.dtype)?;
     unet.attach_identity(&random.root())?;

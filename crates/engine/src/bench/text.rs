@@ -2,6 +2,7 @@
 
 use super::step::TEXT_TOKENS;
 use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed};
+use crate::vram::Needs;
 use crate::{Result, memory};
 use nets::{ClipText, ClipTextConfig};
 use weights::Weights;
@@ -14,7 +15,8 @@ pub fn text(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let compute = request.compute_in_f32()?;
     let parameters = shapes.text.iter().map(ClipTextConfig::parameters).sum::<usize>() as u64;
     let what = format!("the text encoders of {}", shapes.name);
-    memory::check_bench(&what, parameters * memory::bytes(compute.dtype), request.memory, compute)?;
+    let weights = parameters * memory::bytes(compute.dtype);
+    request.arrange(&what, &Needs { vae: weights, ..Needs::default() }, weights, compute)?;
 
     let random = Weights::random(1);
     let load = |config| Ok(ClipText::load(&random.root(), config, &compute.device, compute.dtype)?);

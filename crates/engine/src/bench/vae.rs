@@ -2,6 +2,7 @@
 
 use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed, values};
 use crate::generate::decode_latent;
+use crate::vram::Needs;
 use crate::{Precision, Result, memory};
 use nets::Vae;
 use weights::Weights;
@@ -18,7 +19,12 @@ pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     }
     let pixels = u64::from(size.0) * u64::from(size.1);
     let need = memory::decode(&shapes.vae, pixels, compute.dtype);
-    memory::check_bench(&format!("decoding {}x{}", size.0, size.1), need, request.memory, compute)?;
+    let (weights, decode) = (
+        shapes.vae.parameters() as u64 * memory::bytes(compute.dtype),
+        memory::decode_on_gpu(&shapes.vae, pixels, compute.dtype),
+    );
+    let needs = Needs { vae: weights, decode, ..Needs::default() };
+    request.arrange(&format!("decoding {}x{}", size.0, size.1), &needs, need, compute)?;
 
     let random = Weights::random(1);
     let (load_ms, vae) = timed(|| Ok(Vae::load(&random.root(), &shapes.vae, &compute.device, compute.dtype)?))?;

@@ -51,7 +51,7 @@ pub(crate) fn load(at: &Loader, widths: &[usize], places: &[usize], context: usi
         .iter()
         .zip(widths)
         .map(|(&place, &width)| {
-            let at = at.push(2 * place + 1);
+            let at = at.push(2 * place + 1).once();
             Ok(IdentityAttention {
                 to_k_ip: at.push("to_k_ip").linear(context, width, false)?,
                 to_v_ip: at.push("to_v_ip").linear(context, width, false)?,

@@ -73,7 +73,8 @@ impl Gpu {
 /// Does both; side by side where this thread records, so that neither may use what the other makes.
 pub(crate) fn both<A, B>(gpu: &'static Gpu, one: impl FnOnce() -> A, other: impl FnOnce() -> B) -> (A, B) {
     let fork = || {
-        if !records() || FORKED.get() || gpu.bind().is_err() {
+        // Weights that wait on the host arrive in one order.
+        if !records() || FORKED.get() || gpu.parks() || gpu.bind().is_err() {
             return None;
         }
         let side = gpu.side.get_or_init(Side::new).as_ref()?;

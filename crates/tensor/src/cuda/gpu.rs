@@ -4,6 +4,7 @@ use super::fork::{LazySide, aside};
 use super::kernels::Kernels;
 use super::linear::Blas;
 use super::memory::Pool;
+use super::parked::Lobbies;
 use super::profile::Profile;
 use super::staging::Stagings;
 use super::{conv::Dnn, libraries};
@@ -29,6 +30,8 @@ pub(crate) struct Gpu {
     pub(super) side: LazySide,
     pub(super) pool: Mutex<Pool>,
     pub(super) staging: Stagings,
+    /// Where weights arrive that wait on the host.
+    pub(super) lobby: Lobbies,
     /// Held for writing while a thread records: what others asked for would become part of the record.
     turns: RwLock<()>,
     pub(super) kernels: Kernels,
@@ -184,6 +187,7 @@ impl Gpu {
             side: LazySide::new(),
             pool: Mutex::default(),
             staging: Stagings::default(),
+            lobby: Lobbies::default(),
             turns: RwLock::default(),
             kernels: Kernels::default(),
             profile: Profile::default(),

@@ -4,8 +4,9 @@ use super::choice::Choices;
 use super::elementwise::{Finish, finish, geglu};
 use super::fork::aside;
 use super::gpu::{Gpu, lock, records};
+use super::parked::Parked;
 use super::profile::Work;
-use super::{conv, fresh, libraries, place};
+use super::{conv, fresh, libraries, place, transfer};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
 use cudarc::cublaslt::sys as lt;
@@ -18,13 +19,60 @@ pub(crate) struct Layer {
     pub(crate) weight: Tensor,
     pub(super) bias: Option<Tensor>,
     pub(super) narrow: Option<Tensor>,
+    /// The weight where it waits on the host; the other one is empty then.
+    parked: Option<Parked>,
+}
+
+/// A layer whose weight is on the GPU, for what is launched while this lives.
+pub(crate) enum AtHand<'a> {
+    Always(&'a Layer),
+    Lent(Box<Layer>),
+}
+
+impl std::ops::Deref for AtHand<'_> {
+    type Target = Layer;
+
+    fn deref(&self) -> &Layer {
+        match self {
+            AtHand::Always(layer) => layer,
+            AtHand::Lent(layer) => layer,
+        }
+    }
 }
 
 impl Layer {
     /// Takes a weight and a bias as they are.
     pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Layer> {
         let bias_in = |dtype| bias.map(|b| b.cast(dtype)).transpose();
-        Ok(Layer { weight: weight.clone(), bias: bias_in(DType::F32)?, narrow: bias_in(weight.dtype())? })
+        Ok(Layer { weight: weight.clone(), bias: bias_in(DType::F32)?, narrow: bias_in(weight.dtype())?, parked: None })
+    }
+
+    /// From now on the weight waits on the host.
+    pub(crate) fn park(&mut self) -> Result<()> {
+        if self.parked.is_none() {
+            self.parked = Some(Parked::new(&self.weight)?);
+            self.clear()?;
+        }
+        Ok(())
+    }
+
+    /// The layer as products need it.
+    pub(crate) fn at_hand(&self) -> Result<AtHand<'_>> {
+        let Some(parked) = &self.parked else { return Ok(AtHand::Always(self)) };
+        let (bias, narrow) = (self.bias.clone(), self.narrow.clone());
+        Ok(AtHand::Lent(Box::new(Layer { weight: parked.at_hand()?, bias, narrow, parked: None })))
+    }
+
+    /// Gives the weight up; whether it waited on the host.
+    pub(crate) fn drop_weight(&mut self) -> Result<bool> {
+        self.clear()?;
+        Ok(self.parked.take().is_some())
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        let (gpu, _) = place(&self.weight)?;
+        self.weight = transfer::empty(gpu, self.weight.dtype(), &[self.outputs(), 0])?;
+        Ok(())
     }
 
     fn outputs(&self) -> usize {

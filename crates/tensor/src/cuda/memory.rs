@@ -3,6 +3,7 @@
 //! nothing.
 
 use super::gpu::{Gpu, lock, records};
+use super::parked::Lent;
 use crate::storage::{MemoryUse, class};
 use crate::{Error, Result};
 use cudarc::driver::sys;
@@ -16,6 +17,8 @@ pub(crate) struct Buffer {
     gpu: &'static Gpu,
     address: u64,
     bytes: usize,
+    /// Where it is not the pool's, but part of a ring.
+    lent: Option<Lent>,
 }
 
 /// Free blocks by size; every list is non-empty.
@@ -32,6 +35,9 @@ pub(super) struct Pool {
     free_bytes: usize,
     used_bytes: usize,
     peak_bytes: usize,
+    /// What the driver gave and has not got back, and the most that may be asked of it.
+    mapped_bytes: usize,
+    limit: Option<usize>,
 }
 
 /// Blocks of two pieces of work that run at the same time: what one gives back, the other may still be using.
@@ -47,9 +53,9 @@ struct Fork {
     later: Vec<(u64, usize)>,
 }
 
-/// A block of at least `bytes` bytes and not much more.
-fn take(blocks: &mut Blocks, bytes: usize) -> Option<(u64, usize)> {
-    let (&size, list) = blocks.range_mut(bytes..=bytes + bytes / 8).next()?;
+/// A block of at least `bytes` bytes and at most `most`.
+fn take(blocks: &mut Blocks, bytes: usize, most: usize) -> Option<(u64, usize)> {
+    let (&size, list) = blocks.range_mut(bytes..=most).next()?;
     let address = list.pop()?;
     if list.is_empty() {
         blocks.remove(&size);
@@ -58,16 +64,17 @@ fn take(blocks: &mut Blocks, bytes: usize) -> Option<(u64, usize)> {
 }
 
 impl Pool {
-    fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
+    /// A free block of at least `bytes` bytes and at most `most`.
+    fn take(&mut self, bytes: usize, most: usize) -> Option<(u64, usize)> {
         if let Some(fork) = self.fork.as_mut().filter(|_| records())
-            && let Some(found) = take(&mut fork.free[usize::from(fork.aside)], bytes)
+            && let Some(found) = take(&mut fork.free[usize::from(fork.aside)], bytes, most)
         {
             return Some(found);
         }
-        if let Some(found) = self.apart.as_mut().filter(|_| records()).and_then(|apart| take(apart, bytes)) {
+        if let Some(found) = self.apart.as_mut().filter(|_| records()).and_then(|apart| take(apart, bytes, most)) {
             return Some(found);
         }
-        let (address, size) = take(&mut self.free, bytes)?;
+        let (address, size) = take(&mut self.free, bytes, most)?;
         self.free_bytes -= size;
         Some((address, size))
     }
@@ -144,32 +151,43 @@ impl Gpu {
     pub(super) fn allocate(&'static self, bytes: usize) -> Result<Buffer> {
         let wanted = class(bytes.max(LEAST));
         let mut pool = lock(&self.pool);
-        let (address, bytes) = match pool.take(wanted) {
+        let (address, bytes) = match pool.take(wanted, wanted + wanted / 8) {
             Some(found) => found,
-            None => (self.map(&mut pool, wanted)?, wanted),
+            None => match self.map(&mut pool, wanted) {
+                Ok(address) => (address, wanted),
+                // Much too large is better than none.
+                Err(error @ Error::OutOfMemory { .. }) => pool.take(wanted, usize::MAX).ok_or(error)?,
+                Err(error) => return Err(error),
+            },
         };
         pool.taken(address);
         pool.count(bytes);
-        Ok(Buffer { gpu: self, address, bytes })
+        Ok(Buffer { gpu: self, address, bytes, lent: None })
     }
 
     /// New memory from the driver; gives the pool's back first where there is too little.
     fn map(&self, pool: &mut Pool, bytes: usize) -> Result<u64> {
         self.bind()?;
         let mut address = 0;
-        // SAFETY: the result goes to a place of the right type.
-        let mut result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        let mut ask = |mapped: usize, limit: Option<usize>| {
+            if limit.is_some_and(|limit| mapped + bytes > limit) {
+                return sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+            }
+            // SAFETY: the result goes to a place of the right type.
+            unsafe { sys::cuMemAlloc_v2(&mut address, bytes) }
+        };
+        let mut result = ask(pool.mapped_bytes, pool.limit);
         if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY && !pool.free.is_empty() && pool.apart.is_none() {
             // Nobody can begin to record meanwhile, as that takes the pool's lock first.
             // SAFETY: the stream lives as long as the process.
             self.check("the work", unsafe { sys::cuStreamSynchronize(self.stream()) })?;
+            pool.mapped_bytes -= pool.free_bytes;
             pool.free_bytes = 0;
             for block in std::mem::take(&mut pool.free).into_values().flatten() {
                 // SAFETY: the block came from the driver and has no owner; all work on it is done.
                 self.check("freeing memory", unsafe { sys::cuMemFree_v2(block) })?;
             }
-            // SAFETY: as above.
-            result = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+            result = ask(pool.mapped_bytes, pool.limit);
         }
         if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             let (free, total) = self.memory().unwrap_or_default();
@@ -180,14 +198,20 @@ impl Gpu {
                 advice: format!(
                     "; of its {} MB, {} are in use here and {} are free. A smaller picture, fewer pictures at once, \
                      f16 instead of f32 or the CPU need less",
-                    megabytes(total),
+                    megabytes(pool.limit.map_or(total, |limit| limit.min(total))),
                     megabytes(pool.used_bytes),
                     megabytes(free)
                 ),
             });
         }
         self.check("allocating memory", result)?;
+        pool.mapped_bytes += bytes;
         Ok(address)
+    }
+
+    /// From now on the driver is asked for no more than so many bytes in all.
+    pub(crate) fn limit_memory(&self, bytes: Option<usize>) {
+        lock(&self.pool).limit = bytes;
     }
 
     /// What the pool holds now.
@@ -198,6 +222,11 @@ impl Gpu {
 }
 
 impl Buffer {
+    /// Memory that somebody else owns.
+    pub(super) fn lent(address: u64, bytes: usize, lent: Lent) -> Buffer {
+        Buffer { gpu: lent.gpu(), address, bytes, lent: Some(lent) }
+    }
+
     pub(crate) fn gpu(&self) -> &'static Gpu {
         self.gpu
     }
@@ -209,6 +238,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.lent.is_some() {
+            return;
+        }
         let mut pool = lock(&self.gpu.pool);
         pool.used_bytes -= self.bytes;
         pool.put(self.address, self.bytes);

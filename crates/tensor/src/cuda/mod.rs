@@ -19,6 +19,7 @@ pub(crate) mod linear;
 mod memory;
 pub(crate) mod narrow;
 pub(crate) mod norm;
+pub(crate) mod parked;
 mod peak;
 mod profile;
 mod recording;

@@ -4,9 +4,11 @@
 use super::gpu::Gpu;
 use super::kernels::Family;
 use super::linear::{Layer, Matrix, Product};
+use super::parked::Parked;
 use super::profile::Work;
 use super::{fresh, place, transfer};
 use crate::{DType, Result, Tensor};
+use std::sync::Arc;
 
 /// Rows of 8-bit numbers and their scales.
 #[derive(Clone)]
@@ -18,6 +20,8 @@ pub(crate) struct Rows {
     shape: Vec<usize>,
     /// What they were rounded from, and what products of them are in.
     dtype: DType,
+    /// The bytes where they wait on the host.
+    parked: Option<Arc<Parked>>,
 }
 
 impl Rows {
@@ -29,7 +33,22 @@ impl Rows {
             scales: transfer::empty(gpu, DType::F32, &[rows])?,
             shape: shape.to_vec(),
             dtype,
+            parked: None,
         })
+    }
+
+    /// From now on the bytes wait on the host.
+    pub(crate) fn park(&mut self) -> Result<()> {
+        let (gpu, _) = place(&self.bytes)?;
+        self.parked = Some(Arc::new(Parked::new(&self.bytes)?));
+        self.bytes = transfer::empty(gpu, DType::F16, &[0])?;
+        Ok(())
+    }
+
+    /// The rows as products need them.
+    pub(crate) fn at_hand(&self) -> Result<Rows> {
+        let Some(parked) = &self.parked else { return Ok(self.clone()) };
+        Ok(Rows { bytes: parked.at_hand()?, parked: None, ..self.clone() })
     }
 
     fn rows(&self) -> usize {

@@ -1,9 +1,10 @@
 //! CUDA graphs: what was asked of a GPU once, asked again as a whole.
 
 use super::gpu::{Gpu, Turn, lock};
-use super::memory::Blocks;
+use super::memory::{Blocks, Buffer};
 use crate::Result;
 use cudarc::driver::sys;
+use std::sync::Arc;
 
 /// A recorded graph, ready to be launched, and the memory that it works in.
 pub(crate) struct Recording {
@@ -11,6 +12,8 @@ pub(crate) struct Recording {
     graph: sys::CUgraphExec,
     /// Blocks that the graph writes to; nobody else gets them while it lives.
     blocks: Option<Blocks>,
+    /// Where its weights arrive that wait on the host.
+    _ring: Option<Arc<Buffer>>,
 }
 
 // SAFETY: the graph is launched on the GPU's one stream, from whichever thread; nothing else touches the handle.
@@ -28,6 +31,8 @@ impl Capture<'_> {
     fn begin(gpu: &'static Gpu) -> Result<Capture<'static>> {
         gpu.bind()?;
         let turn = gpu.turn_to_record()?;
+        // Its memory may be that of the recording's own.
+        gpu.close_ring();
         lock(&gpu.pool).set_apart();
         let mut capture = Capture { gpu, open: false, _turn: turn };
         let relaxed = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -55,7 +60,8 @@ impl Capture<'_> {
         };
         made?;
         // Only now: until the recording has ended, memory for others could not be waited for.
-        Ok(Recording { gpu: self.gpu, graph: ready, blocks: lock(&self.gpu.pool).take_apart() })
+        let ring = self.gpu.close_ring();
+        Ok(Recording { gpu: self.gpu, graph: ready, blocks: lock(&self.gpu.pool).take_apart(), _ring: ring })
     }
 }
 
@@ -71,6 +77,8 @@ impl Drop for Capture<'_> {
                 }
             }
         }
+        // None is left where the recording has ended well.
+        self.gpu.close_ring();
         let mut pool = lock(&self.gpu.pool);
         if let Some(blocks) = pool.take_apart() {
             pool.give_back(blocks);

@@ -2,8 +2,9 @@
 
 use super::Activation;
 use super::linear::{Packed, check_bias, same_kind};
+use crate::parking::waits;
 use crate::tensor::by_dtype;
-use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
+use crate::{DType, Device, Error, Result, Tensor, Turn, cpu, cuda};
 
 /// Stride and zero padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +75,7 @@ impl Conv2d {
                     by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight, options))?;
                 Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
             }
-            Device::Cuda(_) => Packed::Cuda(cuda::conv::pack(weight, bias)?),
+            Device::Cuda(_) => Packed::Cuda(Box::new(cuda::conv::pack(weight, bias)?)),
         };
         let (kernel, dtype) = ([kh, kw], weight.dtype());
         Ok(Conv2d { packed, device, dtype, in_channels: c, out_channels: n, kernel, options })
@@ -86,6 +87,18 @@ impl Conv2d {
         match device {
             Device::Cpu => cpu::conv::held(dtype, [outputs, inputs, kernel], options),
             Device::Cuda(_) => outputs * inputs * kernel * kernel,
+        }
+    }
+
+    /// Lets the weight wait on the host where [`crate::Parking`] says so.
+    ///
+    /// # Errors
+    /// What the device says; no memory on the host.
+    pub fn park(&mut self, turn: Turn) -> Result<()> {
+        let numbers = self.in_channels * self.out_channels * self.kernel[0] * self.kernel[1];
+        match &mut self.packed {
+            Packed::Cuda(layer) if waits(turn, numbers * self.dtype.bytes()) => layer.park(),
+            _ => Ok(()),
         }
     }
 
@@ -171,7 +184,9 @@ impl Conv2d {
         match &self.packed {
             Packed::Cpu(packed, bias) => by_dtype!("conv2d", "the input", self.dtype, T => cpu::conv::forward::<T>(
                 x, packed, bias.as_deref(), self.kernel, self.options, seen, out, fused)),
-            Packed::Cuda(layer) => cuda::conv::forward(x, layer, self.kernel, self.options, seen, out, fused),
+            Packed::Cuda(layer) => {
+                cuda::conv::forward(x, &*layer.at_hand()?, self.kernel, self.options, seen, out, fused)
+            }
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use super::Activation;
 use crate::cpu::gemm::PackedColumns;
+use crate::parking::waits;
 use crate::tensor::by_dtype;
-use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
+use crate::{DType, Device, Error, Result, Tensor, Turn, cpu, cuda};
 
 /// A linear layer whose weight was packed for the device's product. The tensor it came from may be dropped.
 pub struct Linear {
@@ -19,7 +20,7 @@ pub struct Linear {
 /// A layer's weight and bias as the device's product takes them.
 pub(super) enum Packed<C> {
     Cpu(C, Option<Vec<f32>>),
-    Cuda(cuda::linear::Layer),
+    Cuda(Box<cuda::linear::Layer>),
 }
 
 /// Checks a bias of `n` numbers.
@@ -74,9 +75,20 @@ impl Linear {
                 let packed = by_dtype!("linear", "the weight", weight.dtype(), T => cpu::linear::pack::<T>(weight))?;
                 Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
             }
-            Device::Cuda(_) => Packed::Cuda(cuda::linear::Layer::new(weight, bias)?),
+            Device::Cuda(_) => Packed::Cuda(Box::new(cuda::linear::Layer::new(weight, bias)?)),
         };
         Ok(Linear { packed, eights: None, inputs: k, outputs: n, device, dtype: weight.dtype() })
+    }
+
+    /// Lets the weight wait on the host where [`crate::Parking`] says so.
+    ///
+    /// # Errors
+    /// What the device says; no memory on the host.
+    pub fn park(&mut self, turn: Turn) -> Result<()> {
+        match &mut self.packed {
+            Packed::Cuda(layer) if waits(turn, self.inputs * self.outputs * self.dtype.bytes()) => layer.park(),
+            _ => Ok(()),
+        }
     }
 
     /// Width of the input.
@@ -126,7 +138,7 @@ impl Linear {
                 by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward::<T>(x, packed, bias.as_deref(), activation, residual))
             }
             Packed::Cuda(_) if self.eights.is_some() => self.forward_narrowing(x, activation, residual),
-            Packed::Cuda(layer) => cuda::linear::forward(x, layer, activation, residual),
+            Packed::Cuda(layer) => cuda::linear::forward(x, &*layer.at_hand()?, activation, residual),
         }
     }
 
@@ -151,7 +163,9 @@ impl Linear {
                 self.forward_narrowing(&super::concat_last(&[a, b])?, Activation::None, None)
             }
             // One more copy at the speed of memory, where two products would read and write the result twice.
-            Packed::Cuda(layer) => cuda::linear::forward(&super::concat_last(&[a, b])?, layer, Activation::None, None),
+            Packed::Cuda(layer) => {
+                cuda::linear::forward(&super::concat_last(&[a, b])?, &*layer.at_hand()?, Activation::None, None)
+            }
         }
     }
 
@@ -176,7 +190,7 @@ impl Linear {
             Packed::Cuda(_) if self.eights.is_some() => {
                 cuda::elementwise::geglu(&self.forward_narrowing(x, Activation::None, None)?)
             }
-            Packed::Cuda(layer) => cuda::linear::forward_geglu(x, layer),
+            Packed::Cuda(layer) => cuda::linear::forward_geglu(x, &*layer.at_hand()?),
         }
     }
 }

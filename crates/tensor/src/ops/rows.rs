@@ -56,16 +56,23 @@ impl Linear {
     /// What the device says; no memory.
     pub fn narrow(&mut self) -> Result<bool> {
         let Packed::Cuda(layer) = &mut self.packed else { return Ok(false) };
-        if self.eights.is_some() || !cuda::narrow::fits(&layer.weight)? {
-            return Ok(self.eights.is_some());
+        if self.eights.is_some() {
+            return Ok(true);
         }
-        let eights = cuda::narrow::rows(&layer.weight)?;
+        let whole = layer.at_hand()?;
+        if !cuda::narrow::fits(&whole.weight)? {
+            return Ok(false);
+        }
+        let mut eights = cuda::narrow::rows(&whole.weight)?;
+        drop(whole);
         // The library decides, which a small product tells.
         let trial = Tensor::zeros(&self.device, self.dtype, &[16, self.inputs])?;
         if cuda::narrow::forward(&cuda::narrow::rows(&trial)?, &eights, layer, None)?.is_none() {
             return Ok(false);
         }
-        layer.weight = Tensor::zeros(&self.device, self.dtype, &[self.outputs, 0])?;
+        if layer.drop_weight()? {
+            eights.park()?;
+        }
         self.eights = Some(eights);
         Ok(true)
     }
@@ -98,7 +105,7 @@ impl Linear {
     /// A product in 8 bits.
     pub(super) fn forward_narrow(&self, x: &cuda::narrow::Rows, residual: Option<&Tensor>) -> Result<Tensor> {
         let done = match (&self.packed, &self.eights) {
-            (Packed::Cuda(layer), Some(weight)) => cuda::narrow::forward(x, weight, layer, residual)?,
+            (Packed::Cuda(layer), Some(weight)) => cuda::narrow::forward(x, &weight.at_hand()?, layer, residual)?,
             _ => None,
         };
         done.ok_or_else(|| Error::argument("linear", "the library refuses a product in 8 bits; use f16 instead"))
