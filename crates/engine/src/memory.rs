@@ -102,7 +102,8 @@ pub(crate) fn needs(plan: &Plan, stack: &Stack, keep: bool) -> Result<Needs> {
         vae: stack.vae_parameters() as u64 * bytes(plan.compute.vae_dtype()),
         decode: decode_on_gpu(vae, pixels, plan.compute.vae_dtype()),
         decodes_beside: keep || plan.seeds.len() > 1,
-        text: text.iter().map(|text| f32s(text.table + 4 * text.layer)).max().unwrap_or(0),
+        // A table comes in 16 bits and is widened there.
+        text: text.iter().map(|text| f32s(text.table * 3 / 2 + 4 * text.layer)).max().unwrap_or(0),
         kept: if keep { f32s(kept) } else { 0 },
         tables: if keep { f32s(text.iter().map(|text| text.table).sum()) } else { 0 },
         ..denoising.needs(stack.parameters(net.is_some()), halves * latent)
@@ -127,7 +128,9 @@ impl Denoising<'_> {
         Needs {
             always,
             once: (keys + branch) as u64 * bytes(self.dtype),
-            step: STEP * step(&self.unet.encoder, self.net.is_some(), pixels, self.dtype) + (always / 20).min(SCRATCH),
+            step: STEP * step(&self.unet.encoder, self.net.is_some(), pixels, self.dtype)
+                + (always / 20).min(SCRATCH)
+                + SMALL,
             ..Needs::default()
         }
     }
@@ -137,6 +140,8 @@ impl Denoising<'_> {
 const STEP: u64 = 3;
 /// What its libraries work in.
 const SCRATCH: u64 = 256 << 20;
+/// Blocks that are much larger than what is in them.
+const SMALL: u64 = 4 << 20;
 
 /// As [`decode`], on a GPU, where pictures are enlarged before they are convolved.
 pub(crate) fn decode_on_gpu(vae: &VaeConfig, pixels: u64, dtype: DType) -> u64 {

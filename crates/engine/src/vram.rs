@@ -5,16 +5,15 @@ use crate::memory::human;
 use crate::{DeviceChoice, Error, Result};
 use tensor::Parking;
 
-/// Bytes that the driver and NVIDIA's libraries take for themselves: context, kernels, handles, scratch memory.
-pub(crate) const OVERHEAD: u64 = 700 << 20;
+/// Bytes that the driver and NVIDIA's libraries take for themselves: context, kernels, handles, scratch memory; 850 MiB on
+/// an H200.
+pub(crate) const OVERHEAD: u64 = 896 << 20;
 /// Of memory that is free now, what is left to others and to chance.
 const MARGIN: u64 = 256 << 20;
 /// What blocks take beyond what is in them, as a share: sizes are rounded up so that blocks can be used again.
 const ROUNDING: f64 = 0.06;
 /// Shares are multiples of one over this, so that little more or less of free memory changes no arrangement.
 const PARTS: u64 = 64;
-/// Memory through which weights pass that wait on the host.
-const RING: u64 = tensor::RING as u64;
 
 /// Sizes in bytes, on the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -98,7 +97,9 @@ impl Needs {
         let once = Parking { share: 0.0, once: true };
         let passing = |parts: u64| self.always * parts / PARTS;
         let waiting = |parts: u64| resting + self.once + passing(parts);
-        let peak = |parts| self.peak(self.tables, 0, self.always - passing(parts), RING.min(waiting(parts)));
+        let peak = |parts| {
+            self.peak(self.tables, 0, self.always - passing(parts), tensor::ring(waiting(parts) as usize) as u64)
+        };
         match (0..=PARTS).find(|parts| peak(*parts) <= there) {
             None => Err(peak(PARTS)),
             Some(0) => Ok(parked(once, others, waiting(0), 0)),
@@ -115,7 +116,8 @@ impl Needs {
         // A recorded step keeps its memory meanwhile.
         let beside = if self.decodes_beside { self.decode } else { 0 };
         let weights = ((kept + once + always + self.vae) as f64 * (1.0 + ROUNDING)) as u64;
-        (weights + ring + self.step + beside).max(decoding).max(self.text)
+        let text = (self.text as f64 * (1.0 + ROUNDING)) as u64;
+        (weights + ring + self.step + beside).max(decoding).max(text)
     }
 }
 
@@ -169,7 +171,10 @@ mod tests {
             let Ok(arrangement) = at(there) else { panic!("{there}") };
             assert!(arrangement.waiting >= before, "{there}: {arrangement:?}");
             let stays = sdxl().always + sdxl().once + sdxl().vae - arrangement.waiting;
-            assert!(stays + sdxl().step + RING <= there, "{there}: {arrangement:?}");
+            assert!(
+                stays + sdxl().step + tensor::ring(arrangement.waiting as usize) as u64 <= there,
+                "{there}: {arrangement:?}"
+            );
             before = arrangement.waiting;
         }
         // What would do does, and less does not.
@@ -190,7 +195,7 @@ mod tests {
         assert_eq!(kept.arrange(7 * GB).unwrap().others.share, 1.0);
         // What a small network needs is not more because it could wait.
         let small = Needs { always: 1000, once: 100, step: 500, ..Needs::default() };
-        assert!(small.arrange(1400).is_ok() && small.arrange(2000).is_ok_and(|all| all.waiting == 0));
+        assert!(small.arrange(1670).is_ok_and(|all| all.waiting == 0));
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod storage;
 mod tensor;
 
 pub use cpu::isa::instructions;
-pub use cuda::parked::RING;
+pub use cuda::parked::ring;
 pub use cuda::{Spent, set_kernel_cache};
 pub use device::{Device, set_threads, threads};
 pub use error::{Error, Result};

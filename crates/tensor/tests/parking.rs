@@ -25,7 +25,7 @@ impl Net {
             let mut linear = Linear::new(&numbers(i, &[WIDTH, WIDTH], 0.2), Some(&numbers(i, &[WIDTH], 1.0))).unwrap();
             let mut conv =
                 Conv2d::new(&numbers(50 + i, &[WIDTH, WIDTH, 3, 3], 0.05), None, ConvOptions::same3()).unwrap();
-            linear.park(if i % 3 == 0 { Turn::Once } else { Turn::Always }).unwrap();
+            linear.park(if i.is_multiple_of(3) { Turn::Once } else { Turn::Always }).unwrap();
             conv.park(Turn::Always).unwrap();
             (linear, conv)
         };

@@ -215,8 +215,9 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
     Ok((begin.elapsed().as_secs_f64() * 1e3, done))
 }
 
-/// Measures what the arithmetic units give, and compares.
+/// Measures what the arithmetic units give, and compares; where memory is capped, networks should have been dropped.
 fn rate(flop: u64, ms: f64, Compute { device, dtype, .. }: Compute) -> Result<Rate> {
+    device.limit_memory(None)?;
     let peak = tensor::measure_peak_of(&device, dtype)?;
     let per_s = flop as f64 / ms * 1e3;
     Ok(Rate {

@@ -34,8 +34,8 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let nets = Denoising { unet: &shapes.unet, net: Some(&shapes.identitynet), branch: true, dtype: compute.dtype };
     let arrangement = request.arrange(&what, &nets.needs(shapes.denoisers(), BATCH as u64 * pixels), need, compute)?;
 
-    let (load_ms, nets) = timed(|| build(shapes, compute, arrangement))?;
-    let nets = (&nets.0, Some(&nets.1));
+    let (load_ms, (unet, net)) = timed(|| build(shapes, compute, arrangement))?;
+    let nets = (&unet, Some(&net));
     let inputs = Inputs::new(shapes, size, compute)?;
     let (context_ms, contexts) = timed(|| inputs.contexts(nets))?;
     let runs = request.repeat(compute.device, || inputs.step(nets, &contexts).map(|_| ()))?;
@@ -44,6 +44,7 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let mut setting = request.setting(&shapes.name, Some(size), compute);
     if request.error {
         let exact = Compute { dtype: DType::F32, narrow: false, ..compute };
+        compute.device.limit_memory(None)?;
         let (unet, net) = build(shapes, exact, arrangement)?;
         let exact = (&unet, Some(&net));
         let got = inputs.plain(nets, &contexts)?.to_vec_f32()?;
@@ -59,6 +60,8 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     if let Some(why) = inputs.obstacle().filter(|_| compute.device != Device::Cpu) {
         setting.insert("not_recorded".into(), json!(why));
     }
+    let tensor_peak_mb = tensor_peak_mb(compute.device)?;
+    drop((contexts, inputs, unet, net));
     Ok(Measured {
         title: format!("a denoising step of {}, {}x{}", shapes.name, size.0, size.1),
         setting,
@@ -70,7 +73,7 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
         rate: rate(runs.flop, runs.median_ms, compute)?,
         operators,
         page_faults: runs.page_faults,
-        tensor_peak_mb: tensor_peak_mb(compute.device)?,
+        tensor_peak_mb,
     })
 }
 

@@ -15,12 +15,19 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, Weak};
 
-/// Bytes of a ring, or of all that waits where that is less: three of SDXL's largest weights in 16 bits.
-pub const RING: usize = 192 << 20;
+/// Bytes of a ring at the most: three of SDXL's largest weights in 16 bits.
+const RING: usize = 192 << 20;
+/// Bytes of a ring at the least.
+const NARROW: usize = 128 << 10;
 /// Weights begin at multiples of this, as blocks of the pool do, so that the same algorithms take them.
 const ALIGN: usize = 512;
 /// Bytes of the first and of the largest piece of host memory.
 const SLABS: [usize; 2] = [16 << 20, 256 << 20];
+
+/// Bytes of a ring through which `waiting` bytes of weights pass.
+pub fn ring(waiting: usize) -> usize {
+    (waiting / 4).clamp(NARROW, RING)
+}
 
 /// The place of a GPU where weights arrive.
 #[derive(Default)]
@@ -200,7 +207,7 @@ impl Lobby {
     /// first.
     fn prepare(&mut self, gpu: &'static Gpu) -> Result<()> {
         if self.ring.is_none() {
-            let bytes = self.waiting.min(RING);
+            let bytes = ring(self.waiting);
             let memory = Arc::new(gpu.allocate(bytes)?);
             let copies = self.stream(gpu)?;
             self.follow(gpu, copies, gpu.stream())?;
