@@ -144,6 +144,11 @@ impl GroupNorm {
         Ok(ops::group_norm(x, self.groups, &self.weight, &self.bias, self.eps, act)?)
     }
 
+    /// Of `x` and `add` `[b, c]`, which is for all positions.
+    pub(crate) fn forward_added(&self, x: &Tensor, add: &Tensor, act: Activation) -> Result<Tensor> {
+        Ok(ops::group_norm_added(x, add, self.groups, &self.weight, &self.bias, self.eps, act)?)
+    }
+
     /// Of channels that lie in two tensors, one after the other.
     pub(crate) fn forward_joined(&self, parts: [&Tensor; 2], act: Activation) -> Result<Tensor> {
         Ok(ops::group_norm_joined(parts, self.groups, &self.weight, &self.bias, self.eps, act)?)

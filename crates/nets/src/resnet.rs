@@ -2,8 +2,8 @@
 
 use crate::Result;
 use crate::load::{GroupNorm, Loader};
-use tensor::Tensor;
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, Linear};
+use tensor::{Device, Tensor};
 
 /// Two normalised convolutions with the time step added between, and a way around (diffusers' `ResnetBlock2D`).
 pub(crate) struct ResnetBlock {
@@ -55,7 +55,8 @@ impl ResnetBlock {
 
     /// As [`ResnetBlock::forward`] for `x` beside `skip` in channels, which are never put together in memory.
     pub(crate) fn forward_joined(&self, x: Tensor, skip: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        let Some(conv) = &self.conv_shortcut else {
+        // A GPU would put them together for the norm and again for the way around.
+        let Some(conv) = self.conv_shortcut.as_ref().filter(|_| *x.device() == Device::Cpu) else {
             return self.forward(&ops::concat_last(&[&x, &skip])?, temb);
         };
         let h = self.norm1.forward_joined([&x, &skip], self.act)?;
@@ -70,12 +71,22 @@ impl ResnetBlock {
     /// From the first norm's result; `around` gives what is added at the end.
     fn rest(&self, mut h: Tensor, temb: Option<&Tensor>, around: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         let time = match (&self.time_emb_proj, temb) {
-            (Some(project), Some(temb)) => Some(project.forward(temb)?.cast(h.dtype())?),
+            (Some(project), Some(temb)) => Some(project.forward(temb)?),
             _ => None,
         };
         // Assigned, not shadowed: each old value is freed at once, and they are the largest in memory.
-        h = self.conv1.forward_with(&h, &Fused { channel_add: time.as_ref(), ..Fused::default() })?;
-        h = self.norm2.forward(&h, self.act)?;
+        match time {
+            // A GPU's convolution would add it in a launch of its own, its norm adds it in passing.
+            Some(time) if *h.device() != Device::Cpu => {
+                h = self.conv1.forward(&h)?;
+                h = self.norm2.forward_added(&h, &time, self.act)?;
+            }
+            time => {
+                let time = time.map(|time| time.cast(h.dtype())).transpose()?;
+                h = self.conv1.forward_with(&h, &Fused { channel_add: time.as_ref(), ..Fused::default() })?;
+                h = self.norm2.forward(&h, self.act)?;
+            }
+        }
         let around = around()?;
         Ok(self.conv2.forward_with(&h, &Fused { residual: Some(&around), ..Fused::default() })?)
     }

@@ -304,8 +304,10 @@ fn normalisation() {
             // A mean far from zero, as deep activations have it.
             let x = ops::add(&x, &Tensor::from_f32(&device(), dtype, x.shape(), &vec![5.0; x.len()]).unwrap()).unwrap();
             let (w, t) = (noise.tensor(DType::F32, &[c]), noise.tensor(DType::F32, &[c]));
-            let (xv, wv, tv) = (values(&x), values(&w), values(&t));
-            let normalised = |members: Vec<usize>, i: usize| {
+            let add = noise.tensor(DType::F32, &[b, c]);
+            let (xv, wv, tv, av) = (values(&x), values(&w), values(&t), values(&add));
+            let sums: Vec<f64> = xv.iter().enumerate().map(|(i, x)| x + av[i / (n * c) * c + i % c]).collect();
+            let normalised = |xv: &[f64], members: Vec<usize>, i: usize| {
                 let mean = members.iter().map(|&j| xv[j]).sum::<f64>() / members.len() as f64;
                 let variance = members.iter().map(|&j| (xv[j] - mean).powi(2)).sum::<f64>() / members.len() as f64;
                 (xv[i] - mean) / (variance + 1e-5).sqrt() * wv[i % c] + tv[i % c]
@@ -326,9 +328,12 @@ fn normalisation() {
                 )
                 .unwrap()
             };
-            let want: Vec<f64> = cases.iter().map(|&i| silu(normalised(group(i), i))).collect();
+            let want: Vec<f64> = cases.iter().map(|&i| silu(normalised(&xv, group(i), i))).collect();
             close(&pick(&ops::group_norm(&x, groups, &w, &t, 1e-5, Activation::Silu).unwrap()), &want);
-            let want: Vec<f64> = cases.iter().map(|&i| normalised((i / c * c..i / c * c + c).collect(), i)).collect();
+            let want: Vec<f64> = cases.iter().map(|&i| silu(normalised(&sums, group(i), i))).collect();
+            close(&pick(&ops::group_norm_added(&x, &add, groups, &w, &t, 1e-5, Activation::Silu).unwrap()), &want);
+            let want: Vec<f64> =
+                cases.iter().map(|&i| normalised(&xv, (i / c * c..i / c * c + c).collect(), i)).collect();
             if c > 4 {
                 close(&pick(&ops::layer_norm(&x, &w, Some(&t), 1e-5).unwrap()), &want);
             }

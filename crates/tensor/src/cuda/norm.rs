@@ -1,6 +1,6 @@
 //! Group and layer normalisation on a GPU. Bound: memory.
 
-use super::elementwise::{blocks, code, optional};
+use super::elementwise::{code, optional};
 use super::gpu::Gpu;
 use super::kernels::Family;
 use super::profile::Work;
@@ -8,10 +8,11 @@ use super::{fresh, place};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
 
-/// Group normalisation of `[b, pixels.., c]`, in one part or joined along its channels, with an activation; weight and
-/// bias in f32.
+/// Group normalisation of `[b, pixels.., c]`, in one part or joined along its channels, to which `add` `[b, c]` is added
+/// before, with an activation; weight, bias and `add` in f32.
 pub(crate) fn group_norm(
     parts: &[&Tensor],
+    add: Option<&Tensor>,
     groups: usize,
     weight: &Tensor,
     bias: &Tensor,
@@ -29,6 +30,7 @@ pub(crate) fn group_norm(
     let (b, c, dtype) = (x.dim(0), x.last_dim(), x.dtype());
     let pixels = x.len() / (b * c);
     let ((gpu, from), (_, weight), (_, bias)) = (place(x)?, place(weight)?, place(bias)?);
+    let add = optional(add)?;
     if let Some((bytes, kept)) = whole(gpu, c / groups, pixels, dtype, from) {
         let (out, to) = fresh(gpu, dtype, x.shape())?;
         let name = ["group_whole_4", "group_whole_8", "group_whole_16"][bytes];
@@ -43,63 +45,54 @@ pub(crate) fn group_norm(
                 [groups as u32, b as u32, 1],
                 threads,
                 kept as u32,
-                &[&from, &weight, &bias, &to, &count, &channels, &size, &eps, &which],
+                &[&from, &add, &weight, &bias, &to, &count, &channels, &size, &eps, &which],
             )?;
         }
         return Ok(out);
     }
-    // Some blocks for each multiprocessor, and chunks that do not depend on the card: the same bytes on every one.
-    let chunk = (pixels / 256).clamp(16, 256);
-    let chunks = pixels.div_ceil(chunk);
-    let (partial, sums) = fresh(gpu, DType::F32, &[b, chunks, 2, c])?;
-    let (gains, gain) = fresh(gpu, DType::F32, &[b, 2, c])?;
+    // Chunks that do not depend on the card: the same bytes on every one.
+    let chunk = (pixels / if pixels <= 1 << 16 { 128 } else { 512 }).max(16);
+    let (chunks, groups) = (pixels.div_ceil(chunk), groups);
+    let (partial, sums) = fresh(gpu, DType::F32, &[b, groups, chunks, 2])?;
     let (out, to) = fresh(gpu, dtype, x.shape())?;
     gpu.note("group_norm", || Work::over(format!("group norm {:?} {dtype}", x.shape()), 3 * x.len(), dtype));
     let wide = c.is_multiple_of(16 / dtype.bytes()) && from % 16 == 0;
     let name = if wide { "group_sums_wide" } else { "group_sums_narrow" };
+    let (kept, few) = (2 * c * 4, 2 * groups * 4);
     let kernels = (
-        gpu.kernel(Family::Norm, name, dtype)?,
-        gpu.kernel(Family::Norm, "group_gains", dtype)?,
-        gpu.kernel(Family::Norm, "group_apply", dtype)?,
+        gpu.kernel_for(Family::Norm, 0, name, Some(dtype), kept + STATIC)?,
+        gpu.kernel_for(Family::Norm, 0, "group_apply", Some(dtype), few)?,
     );
+    // Some blocks for each multiprocessor.
+    let part = (pixels * b).div_ceil(4 * gpu.multiprocessors as usize).max(4);
+    let spread = pixels.div_ceil(part) as u32;
     let (pixels, channels, size) = (pixels as i64, c as i32, (c / groups) as i32);
-    let (chunk, count, which) = (chunk as i32, chunks as i32, code(activation));
-    // Whole packs: pixels for each block, so that there are some blocks for each multiprocessor.
-    let spread = (pixels as usize * b).div_ceil(8 * gpu.multiprocessors as usize).max(16);
-    let [narrow, ..] = blocks(gpu, x.len() / b);
-    let apply = if wide { (pixels as usize).div_ceil(spread) as u32 } else { narrow };
-    let spread = spread as i32;
-    // SAFETY: the sizes are the tensors' own; each block writes its part of `partial` and of `gains`.
+    let (chunk, count, which, part) = (chunk as i32, chunks as i32, code(activation), part as i32);
+    // SAFETY: the sizes are the tensors' own; each block writes its part of `partial` and of the result.
     unsafe {
         gpu.launch(
             "group_norm",
             kernels.0,
             [chunks as u32, b as u32, 1],
             256,
-            0,
-            &[&from, &sums, &pixels, &channels, &size, &chunk],
+            kept as u32,
+            &[&from, &add, &sums, &pixels, &channels, &size, &chunk],
         )?;
         gpu.launch(
             "group_norm",
             kernels.1,
-            [groups as u32, b as u32, 1],
-            512,
-            0,
-            &[&from, &sums, &weight, &bias, &gain, &pixels, &channels, &size, &count, &eps],
-        )?;
-        gpu.launch(
-            "group_norm",
-            kernels.2,
-            [apply.max(1), b as u32, 1],
+            [spread, b as u32, 1],
             256,
-            0,
-            &[&from, &gain, &to, &pixels, &channels, &spread, &which],
+            few as u32,
+            &[&from, &add, &sums, &weight, &bias, &to, &pixels, &channels, &size, &count, &part, &eps, &which],
         )?;
     }
-    drop((partial, gains));
+    drop(partial);
     Ok(out)
 }
 
+/// Bytes of shared memory that the kernel of sums has beside those of its channels, and a little.
+const STATIC: usize = 17 << 10;
 /// Bytes of a group beyond which one block takes longer than many do in three launches.
 const KEPT: usize = 96 << 10;
 

@@ -1,24 +1,32 @@
 // Group and layer normalisation. Bound: memory: one read for the statistics, one read and one write to apply them.
 
-// x [b, pixels, c]. Sums of x - shift and of its square, for each chunk of pixels and channel, into
-// partial [b, chunks, 2, c]. The shift is the group's first number, which keeps squares from cancelling where the mean
-// is large. W channels are read at once; grid (chunks, b), 256 threads.
+template <typename T, int N> struct alignas(N * sizeof(T)) Part { T x[N]; };
+
+// x [b, pixels, c], to which `add` [b, c] is added where it is not null. Sums of x - shift and of its square, for each group
+// and chunk of pixels, into partial [b, groups, chunks, 2]. The shift is the group's first number, which keeps squares from
+// cancelling where the mean is large. W channels are read at once; grid (chunks, b), 256 threads, shared memory for the
+// sums of all channels.
 template <typename T, int W>
-__device__ __forceinline__ void group_sums(const T *x, float *partial, i64 pixels, int c, int size, int chunk) {
+__device__ __forceinline__ void group_sums(const T *x, const float *add, float *partial, i64 pixels, int c, int size,
+                                           int chunk) {
+    extern __shared__ u32 channels[];
     __shared__ float sums[256 * W], squares[256 * W];
+    float *channel_sums = (float *)channels, *channel_squares = channel_sums + c;
     int packs = c / W, lanes = packs < 256 ? packs : 256, rows = 256 / lanes;
     int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
     const T *picture = x + blockIdx.y * pixels * c;
+    if (add) add += blockIdx.y * (i64)c;
     i64 begin = blockIdx.x * (i64)chunk, end = begin + chunk < pixels ? begin + chunk : pixels;
-    float *out = partial + ((i64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * c;
     for (int base = 0; base < packs; base += lanes) {
         int pack = base + lane;
         bool works = row < rows && pack < packs;
         float s[W], q[W], shift[W];
 #pragma unroll
         for (int j = 0; j < W; j++) {
+            int channel = pack * W + j, first = channel / size * size;
             s[j] = q[j] = 0.0f;
-            shift[j] = works ? to_float(picture[(pack * W + j) / size * size]) : 0.0f;
+            shift[j] = works ? to_float(picture[first]) : 0.0f;
+            if (works && add) shift[j] += add[first] - add[channel];
         }
         if (works) {
             // Four reads at once, as each takes long; summed in the order of the pixels.
@@ -57,85 +65,90 @@ __device__ __forceinline__ void group_sums(const T *x, float *partial, i64 pixel
                     sum += sums[r * lanes * W + i];
                     square += squares[r * lanes * W + i];
                 }
-                out[channel] = sum;
-                out[c + channel] = square;
+                channel_sums[channel] = sum;
+                channel_squares[channel] = square;
             }
         }
         __syncthreads();
     }
-}
-template <typename T>
-__device__ __forceinline__ void group_sums_wide(const T *x, float *partial, i64 pixels, int c, int size, int chunk) {
-    group_sums<T, 16 / sizeof(T)>(x, partial, pixels, c, size, chunk);
-}
-template <typename T>
-__device__ __forceinline__ void group_sums_narrow(const T *x, float *partial, i64 pixels, int c, int size, int chunk) {
-    group_sums<T, 1>(x, partial, pixels, c, size, chunk);
-}
-#define GROUP_SUMS(T) (const T *x, float *partial, i64 pixels, int c, int size, int chunk)
-KERNELS(group_sums_wide, GROUP_SUMS, (x, partial, pixels, c, size, chunk))
-KERNELS(group_sums_narrow, GROUP_SUMS, (x, partial, pixels, c, size, chunk))
-
-// From the sums of `chunks` chunks to gain and offset of each channel, gains [b, 2, c]. Grid (groups, b), 512 threads;
-// the last sums in f64, as there are few.
-template <typename T>
-__device__ __forceinline__ void group_gains(const T *x, const float *partial, const float *weight, const float *bias,
-                                            float *gains, i64 pixels, int c, int size, int chunks, float eps) {
-    __shared__ double sums[512], squares[512];
-    int first = blockIdx.x * size;
-    const float *mine = partial + (i64)blockIdx.y * chunks * 2 * c;
-    double sum = 0.0, square = 0.0;
-    for (int i = threadIdx.x; i < chunks * size; i += 512) {
-        int at = i / size, channel = first + i % size;
-        sum += mine[(i64)at * 2 * c + channel];
-        square += mine[(i64)at * 2 * c + c + channel];
-    }
-    sums[threadIdx.x] = sum;
-    squares[threadIdx.x] = square;
-    __syncthreads();
-    for (int half = 256; half > 0; half /= 2) {
-        if (threadIdx.x < half) {
-            sums[threadIdx.x] += sums[threadIdx.x + half];
-            squares[threadIdx.x] += squares[threadIdx.x + half];
+    int groups = c / size, thread = threadIdx.x % 32;
+    for (int group = threadIdx.x / 32; group < groups; group += 8) {
+        float sum = 0.0f, square = 0.0f;
+        for (int i = thread; i < size; i += 32) {
+            sum += channel_sums[group * size + i];
+            square += channel_squares[group * size + i];
         }
-        __syncthreads();
-    }
-    double count = (double)pixels * size, d = sums[0] / count;
-    double variance = squares[0] / count - d * d;
-    double inverse = 1.0 / sqrt((variance > 0.0 ? variance : 0.0) + (double)eps);
-    double mean = (double)to_float(x[(i64)blockIdx.y * pixels * c + first]) + d;
-    // A number that is not finite must show in the result.
-    if (variance != variance) inverse = variance;
-    for (int i = threadIdx.x; i < size; i += 512) {
-        double gain = inverse * (double)weight[first + i];
-        gains[(i64)blockIdx.y * 2 * c + first + i] = (float)gain;
-        gains[(i64)blockIdx.y * 2 * c + c + first + i] = (float)((double)bias[first + i] - mean * gain);
+        sum = warp_sum(sum);
+        square = warp_sum(square);
+        if (thread == 0) {
+            float *out = partial + (((i64)blockIdx.y * groups + group) * gridDim.x + blockIdx.x) * 2;
+            out[0] = sum;
+            out[1] = square;
+        }
     }
 }
-#define GROUP_GAINS(T)                                                                                                 \
-    (const T *x, const float *partial, const float *weight, const float *bias, float *gains, i64 pixels, int c,        \
-     int size, int chunks, float eps)
-KERNELS(group_gains, GROUP_GAINS, (x, partial, weight, bias, gains, pixels, c, size, chunks, eps))
-
-// activation(x * gain + offset). Where packs can be read, a thread keeps to its channels, and so to their gains, over
-// the `chunk` pixels of its block. Grid (.., b), 256 threads.
 template <typename T>
-__device__ __forceinline__ void group_apply(const T *x, const float *gains, T *out, i64 pixels, int c, int chunk,
-                                            int which) {
+__device__ __forceinline__ void group_sums_wide(const T *x, const float *add, float *partial, i64 pixels, int c, int size,
+                                                int chunk) {
+    group_sums<T, 16 / sizeof(T)>(x, add, partial, pixels, c, size, chunk);
+}
+template <typename T>
+__device__ __forceinline__ void group_sums_narrow(const T *x, const float *add, float *partial, i64 pixels, int c, int size,
+                                                  int chunk) {
+    group_sums<T, 1>(x, add, partial, pixels, c, size, chunk);
+}
+#define GROUP_SUMS(T) (const T *x, const float *add, float *partial, i64 pixels, int c, int size, int chunk)
+KERNELS(group_sums_wide, GROUP_SUMS, (x, add, partial, pixels, c, size, chunk))
+KERNELS(group_sums_narrow, GROUP_SUMS, (x, add, partial, pixels, c, size, chunk))
+
+// activation((x + add - mean) / deviation * weight + bias) from the sums of `chunks` chunks. Where packs can be read, a
+// thread keeps to its channels, and so to their gains, over the `part` pixels of its block. Grid (.., b), 256 threads,
+// shared memory for mean and deviation of all groups.
+template <typename T>
+__device__ __forceinline__ void group_apply(const T *x, const float *add, const float *partial, const float *weight,
+                                            const float *bias, T *out, i64 pixels, int c, int size, int chunks, int part,
+                                            float eps, int which) {
+    extern __shared__ u32 groups_[];
     const int W = 16 / sizeof(T);
+    int groups = c / size, thread = threadIdx.x % 32;
+    float *means = (float *)groups_, *inverses = means + groups;
     i64 n = pixels * c, base = blockIdx.y * n;
-    const float *gain = gains + (i64)blockIdx.y * 2 * c, *offset = gain + c;
+    if (add) add += blockIdx.y * (i64)c;
+    for (int group = threadIdx.x / 32; group < groups; group += 8) {
+        const Part<float, 2> *mine = (const Part<float, 2> *)partial + ((i64)blockIdx.y * groups + group) * chunks;
+        float sum = 0.0f, square = 0.0f;
+#pragma unroll 4
+        for (int i = thread; i < chunks; i += 32) {
+            Part<float, 2> p = mine[i];
+            sum += p.x[0];
+            square += p.x[1];
+        }
+        sum = warp_sum(sum);
+        square = warp_sum(square);
+        if (thread == 0) {
+            double count = (double)pixels * size, d = sum / count;
+            double variance = square / count - d * d;
+            // A number that is not finite must show in the result.
+            double inverse = variance != variance ? variance : 1.0 / sqrt((variance > 0.0 ? variance : 0.0) + (double)eps);
+            means[group] = (float)(to_float(x[base + group * size]) + (add ? add[group * size] : 0.0f) + d);
+            inverses[group] = (float)inverse;
+        }
+    }
+    __syncthreads();
     if (c % W == 0 && (((u64)x | (u64)out) & 15) == 0) {
         int packs = c / W, lanes = packs < 256 ? packs : 256, rows = 256 / lanes;
         int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
         if (row >= rows) return;
-        i64 begin = blockIdx.x * (i64)chunk, end = begin + chunk < pixels ? begin + chunk : pixels;
+        i64 begin = blockIdx.x * (i64)part, end = begin + part < pixels ? begin + part : pixels;
         for (int pack = lane; pack < packs; pack += lanes) {
             float g[W], o[W];
 #pragma unroll
             for (int j = 0; j < W; j++) {
-                g[j] = gain[pack * W + j];
-                o[j] = offset[pack * W + j];
+                int channel = pack * W + j, group = channel / size;
+                float mean = means[group];
+                if (add) mean -= add[channel];
+                g[j] = inverses[group] * weight[channel];
+                o[j] = bias[channel] - mean * g[j];
             }
             const Pack<T> *from = (const Pack<T> *)(x + base) + pack;
             Pack<T> *to = (Pack<T> *)(out + base) + pack;
@@ -156,14 +169,18 @@ __device__ __forceinline__ void group_apply(const T *x, const float *gains, T *o
         }
         return;
     }
-    i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x, step = gridDim.x * (i64)blockDim.x;
-    for (i64 i = first; i < n; i += step) {
-        int channel = (int)(i % c);
-        from_float(activate(to_float(x[base + i]) * gain[channel] + offset[channel], which), out[base + i]);
+    i64 begin = blockIdx.x * (i64)part * c, end = begin + (i64)part * c < n ? begin + (i64)part * c : n;
+    for (i64 i = begin + threadIdx.x; i < end; i += 256) {
+        int channel = (int)(i % c), group = channel / size;
+        float gain = inverses[group] * weight[channel], mean = means[group];
+        if (add) mean -= add[channel];
+        from_float(activate(to_float(x[base + i]) * gain + (bias[channel] - mean * gain), which), out[base + i]);
     }
 }
-#define GROUP_APPLY(T) (const T *x, const float *gains, T *out, i64 pixels, int c, int chunk, int which)
-KERNELS(group_apply, GROUP_APPLY, (x, gains, out, pixels, c, chunk, which))
+#define GROUP_APPLY(T)                                                                                                 \
+    (const T *x, const float *add, const float *partial, const float *weight, const float *bias, T *out, i64 pixels,   \
+     int c, int size, int chunks, int part, float eps, int which)
+KERNELS(group_apply, GROUP_APPLY, (x, add, partial, weight, bias, out, pixels, c, size, chunks, part, eps, which))
 
 // The sum over a block of up to 1024 threads, in all of them.
 __device__ __forceinline__ float block_sum(float x) {
@@ -176,32 +193,32 @@ __device__ __forceinline__ float block_sum(float x) {
     return warp_sum(x);
 }
 
-template <typename T, int N> struct alignas(N * sizeof(T)) Part { T x[N]; };
-
 // The whole normalisation where a group's numbers fit into shared memory: one read and one write. N channels are moved at
 // once. Grid (groups, b), a multiple of 32 threads, pixels * size numbers of shared memory.
 template <typename T, int N>
-__device__ __forceinline__ void group_whole(const T *x, const float *weight, const float *bias, T *out, i64 pixels,
-                                            int c, int size, float eps, int which) {
+__device__ __forceinline__ void group_whole(const T *x, const float *add, const float *weight, const float *bias, T *out,
+                                            i64 pixels, int c, int size, float eps, int which) {
     extern __shared__ u32 kept[];
     Part<T, N> *parts = (Part<T, N> *)kept;
     int first = blockIdx.x * size, per = size / N, count = (int)pixels * per, width = c / N;
     const Part<T, N> *from = (const Part<T, N> *)(x + (i64)blockIdx.y * pixels * c + first);
     Part<T, N> *to = (Part<T, N> *)(out + (i64)blockIdx.y * pixels * c + first);
     float sum = 0.0f;
+    if (add) add += blockIdx.y * (i64)c + first;
 #pragma unroll 4
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         int pixel = i / per;
         Part<T, N> p = from[(i64)pixel * width + (i - pixel * per)];
         parts[i] = p;
 #pragma unroll
-        for (int j = 0; j < N; j++) sum += to_float(p.x[j]);
+        for (int j = 0; j < N; j++) sum += to_float(p.x[j]) + (add ? add[(i - pixel * per) * N + j] : 0.0f);
     }
     float numbers = (float)pixels * (float)size, mean = block_sum(sum) / numbers, square = 0.0f;
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float d = to_float(parts[i].x[j]) - mean;
+            if (add) d += add[i % per * N + j];
             square += d * d;
         }
     }
@@ -212,18 +229,22 @@ __device__ __forceinline__ void group_whole(const T *x, const float *weight, con
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float gain = inverse * weight[first + at * N + j];
-            from_float(activate((to_float(p.x[j]) - mean) * gain + bias[first + at * N + j], which), p.x[j]);
+            float d = to_float(p.x[j]) - mean;
+            if (add) d += add[at * N + j];
+            from_float(activate(d * gain + bias[first + at * N + j], which), p.x[j]);
         }
         to[(i64)pixel * width + at] = p;
     }
 }
 #define GROUP_WHOLE(T)                                                                                                 \
-    (const T *x, const float *weight, const float *bias, T *out, i64 pixels, int c, int size, float eps, int which)
+    (const T *x, const float *add, const float *weight, const float *bias, T *out, i64 pixels, int c, int size, float eps, \
+     int which)
 #define GROUP_WHOLE_OF(bytes)                                                                                          \
     template <typename T> __device__ __forceinline__ void group_whole_##bytes GROUP_WHOLE(T) {                         \
-        group_whole<T, (bytes > sizeof(T) ? bytes / sizeof(T) : 1)>(x, weight, bias, out, pixels, c, size, eps, which);  \
+        group_whole<T, (bytes > sizeof(T) ? bytes / sizeof(T) : 1)>(x, add, weight, bias, out, pixels, c, size, eps,     \
+                                                                    which);                                            \
     }                                                                                                                  \
-    KERNELS(group_whole_##bytes, GROUP_WHOLE, (x, weight, bias, out, pixels, c, size, eps, which))
+    KERNELS(group_whole_##bytes, GROUP_WHOLE, (x, add, weight, bias, out, pixels, c, size, eps, which))
 GROUP_WHOLE_OF(16)
 GROUP_WHOLE_OF(8)
 GROUP_WHOLE_OF(4)

@@ -26,7 +26,40 @@ pub fn group_norm(
     eps: f32,
     activation: Activation,
 ) -> Result<Tensor> {
-    group_norm_of(&[x], groups, weight, bias, eps, activation)
+    group_norm_of(&[x], None, groups, weight, bias, eps, activation)
+}
+
+/// As [`group_norm`] of `x + add`, where `add` `[b, c]` is for all of a picture's positions. A GPU does not write the sum
+/// down; on the CPU the convolution before is the better place for it.
+///
+/// # Errors
+/// As [`group_norm`].
+pub fn group_norm_added(
+    x: &Tensor,
+    add: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+    activation: Activation,
+) -> Result<Tensor> {
+    let pictures = x.shape().first().copied().unwrap_or(0);
+    if add.shape() != [pictures, x.last_dim()] {
+        let expected = format!("[{pictures}, {}]", x.last_dim());
+        return Err(Error::shape("group_norm", "the channel sum", add.shape(), expected));
+    }
+    same_device("group_norm", "the channel sum", add, *x.device())?;
+    let add = add.cast(DType::F32)?;
+    if *x.device() != Device::Cpu {
+        return group_norm_of(&[x], Some(&add), groups, weight, bias, eps, activation);
+    }
+    let (mut sum, add, c) = (x.to_vec_f32()?, add.to_vec_f32()?, x.last_dim().max(1));
+    let picture = (sum.len() / pictures.max(1)).max(1);
+    for (i, number) in sum.iter_mut().enumerate() {
+        *number += add[i / picture * c + i % c];
+    }
+    let sum = Tensor::from_f32(x.device(), DType::F32, x.shape(), &sum)?;
+    group_norm(&sum, groups, weight, bias, eps, activation)?.cast(x.dtype())
 }
 
 /// As [`group_norm`] over two inputs joined along their channels, which are not copied together before:
@@ -47,11 +80,12 @@ pub fn group_norm_joined(
         return Err(Error::shape("group_norm", "the second input", y.shape(), expected));
     }
     same_kind("group_norm", "the second input", y, x.dtype(), *x.device())?;
-    group_norm_of(&[x, y], groups, weight, bias, eps, activation)
+    group_norm_of(&[x, y], None, groups, weight, bias, eps, activation)
 }
 
 fn group_norm_of(
     parts: &[&Tensor],
+    add: Option<&Tensor>,
     groups: usize,
     weight: &Tensor,
     bias: &Tensor,
@@ -71,7 +105,7 @@ fn group_norm_of(
         Device::Cpu => {
             by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(parts, groups, w.data(), b.data(), eps, activation))
         }
-        Device::Cuda(_) => cuda::norm::group_norm(parts, groups, &w, &b, eps, activation),
+        Device::Cuda(_) => cuda::norm::group_norm(parts, add, groups, &w, &b, eps, activation),
     }
 }
 
