@@ -1,7 +1,14 @@
 //! Group and layer normalisation. Bound: memory, one read for the statistics and one pass to apply them.
 
+#[cfg(target_arch = "x86_64")]
+mod fast;
+
 use super::isa::simd;
+#[cfg(target_arch = "x86_64")]
+use super::isa::{Isa, isa};
 use super::math::activate_all;
+#[cfg(target_arch = "x86_64")]
+use crate::DType;
 use crate::meter::watch;
 use crate::ops::Activation;
 use crate::tensor::Element;
@@ -37,6 +44,12 @@ simd! {
     }
 }
 
+/// Whether [`fast`] is for this type.
+#[cfg(target_arch = "x86_64")]
+fn is_fast<T: Element>() -> bool {
+    T::DTYPE == DType::BF16 && isa() >= Isa::Avx512Bf16
+}
+
 /// Mean and sum of squared distances from it, for each channel of one picture.
 fn channel_stats<T: Element>(x: &[T], c: usize) -> Vec<(f64, f64)> {
     // Shifting by the first pixel keeps the sum of squares from cancelling where the mean is large.
@@ -45,6 +58,15 @@ fn channel_stats<T: Element>(x: &[T], c: usize) -> Vec<(f64, f64)> {
         .par_chunks(SUM_ROWS * c)
         .map(|chunk| {
             let (mut sums, mut squares) = (vec![0f32; c], vec![0f32; c]);
+            #[cfg(target_arch = "x86_64")]
+            if is_fast::<T>() {
+                // SAFETY: T is bf16, 16 bits, and the processor has the instructions.
+                unsafe {
+                    let chunk = std::slice::from_raw_parts(chunk.as_ptr().cast::<u16>(), chunk.len());
+                    fast::channel_sums(chunk, &shift, &mut sums, &mut squares);
+                }
+                return (sums, squares);
+            }
             channel_sums(chunk, &shift, &mut sums, &mut squares);
             (sums, squares)
         })
@@ -119,8 +141,18 @@ pub(crate) fn group_norm<T: Element>(
                     let columns = first..first + width;
                     let x = &part.data::<T>()[of(part)][i * task * width..][..o.len() / c * width];
                     let (gain, offset) = (&gain[columns.clone()], &offset[columns]);
-                    apply(x, gain, offset, activation, &mut vec![0f32; width], &mut o[first..], c);
+                    let o = &mut o[first..];
                     first += width;
+                    #[cfg(target_arch = "x86_64")]
+                    if is_fast::<T>() && fast::knows(activation) {
+                        // SAFETY: T is bf16, 16 bits, and the processor has the instructions; `o` holds as many pixels.
+                        unsafe {
+                            let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
+                            fast::apply(x, gain, offset, activation == Activation::Silu, o.as_mut_ptr().cast(), c);
+                        }
+                        continue;
+                    }
+                    apply(x, gain, offset, activation, &mut vec![0f32; width], o, c);
                 }
             });
         }
@@ -164,6 +196,15 @@ pub(crate) fn layer_norm<T: Element>(x: &Tensor, weight: &[f32], bias: Option<&[
     Tensor::build::<T>(x.device(), x.shape(), |out| {
         let task = (1usize << 14).div_ceil(c) * c;
         out.par_chunks_mut(task).zip(data.par_chunks(task)).for_each(|(o, x)| {
+            #[cfg(target_arch = "x86_64")]
+            if is_fast::<T>() {
+                // SAFETY: T is bf16, 16 bits, and the processor has the instructions; `o` holds as many rows.
+                unsafe {
+                    let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
+                    fast::layer_norm_rows(x, weight, bias, eps, o.as_mut_ptr().cast());
+                }
+                return;
+            }
             layer_norm_rows(x, weight, bias, eps, &mut vec![0f32; c], o);
         });
     })

@@ -1,0 +1,122 @@
+//! Normalisation of bf16 with AVX-512: a channel's sums stay in registers, and SiLU takes the reciprocal of 14 bits and an
+//! exponential within 8e-5, which bf16 rounds away.
+
+use crate::ops::Activation;
+use std::arch::x86_64::*;
+
+/// Those of 16 numbers from `at` on that are below `count`.
+#[inline(always)]
+fn below(count: usize, at: usize) -> __mmask16 {
+    if count - at < 16 { (1 << (count - at)) - 1 } else { 0xffff }
+}
+
+/// 16 numbers, zeros where the mask has none.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn load(x: *const u16, mask: __mmask16) -> __m512 {
+    // SAFETY: callers give the address of as many numbers as the mask has.
+    let x = unsafe { _mm256_maskz_loadu_epi16(mask, x.cast()) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+/// As `channel_sums`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn channel_sums(x: &[u16], shift: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+    const WIDE: usize = 4;
+    let c = shift.len();
+    for first in (0..c).step_by(16 * WIDE) {
+        let count = WIDE.min((c - first).div_ceil(16));
+        // SAFETY: all of these have `c` numbers for each pixel, and masks end there.
+        unsafe {
+            let (mut s, mut q) = ([_mm512_setzero_ps(); WIDE], [_mm512_setzero_ps(); WIDE]);
+            let (mut k, mut mask) = (s, [0; WIDE]);
+            for i in 0..count {
+                mask[i] = below(c, first + 16 * i);
+                k[i] = _mm512_maskz_loadu_ps(mask[i], shift.as_ptr().add(first + 16 * i));
+            }
+            for pixel in x.chunks_exact(c) {
+                for i in 0..WIDE {
+                    if i < count {
+                        let d = _mm512_sub_ps(load(pixel.as_ptr().add(first + 16 * i), mask[i]), k[i]);
+                        s[i] = _mm512_add_ps(s[i], d);
+                        q[i] = _mm512_fmadd_ps(d, d, q[i]);
+                    }
+                }
+            }
+            for i in 0..count {
+                _mm512_mask_storeu_ps(sums.as_mut_ptr().add(first + 16 * i), mask[i], s[i]);
+                _mm512_mask_storeu_ps(squares.as_mut_ptr().add(first + 16 * i), mask[i], q[i]);
+            }
+        }
+    }
+}
+
+/// As `apply`, without activation or with SiLU.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn apply(x: &[u16], gain: &[f32], offset: &[f32], silu: bool, out: *mut u16, stride: usize) {
+    let c = gain.len();
+    let one = _mm512_set1_ps(1.0);
+    for (i, pixel) in x.chunks_exact(c).enumerate() {
+        for at in (0..c).step_by(16) {
+            let mask = below(c, at);
+            // SAFETY: all of these have `c` numbers for each pixel, and masks end there.
+            unsafe {
+                let g = _mm512_maskz_loadu_ps(mask, gain.as_ptr().add(at));
+                let t = _mm512_maskz_loadu_ps(mask, offset.as_ptr().add(at));
+                let mut y = _mm512_fmadd_ps(load(pixel.as_ptr().add(at), mask), g, t);
+                if silu {
+                    // 2^(-y log2 e), at most 2^126. The second operand passes where one is no number.
+                    let z = _mm512_mul_ps(y, _mm512_set1_ps(-std::f32::consts::LOG2_E));
+                    let z = _mm512_min_ps(_mm512_set1_ps(126.0), z);
+                    let r = _mm512_reduce_ps::<0x08>(z);
+                    let p = _mm512_fmadd_ps(_mm512_set1_ps(5.517_166e-2), r, _mm512_set1_ps(2.426_111_4e-1));
+                    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.932_61e-1));
+                    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.999_281e-1));
+                    let e = _mm512_scalef_ps(p, _mm512_sub_ps(z, r));
+                    y = _mm512_mul_ps(y, _mm512_rcp14_ps(_mm512_add_ps(one, e)));
+                }
+                let y: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(y));
+                _mm256_mask_storeu_epi16(out.add(i * stride + at).cast(), mask, y);
+            }
+        }
+    }
+}
+
+/// As `layer_norm_rows`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn layer_norm_rows(x: &[u16], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: *mut u16) {
+    let c = weight.len();
+    let bias = bias.map(<[f32]>::as_ptr);
+    let all =
+        |s: [__m512; 4]| _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
+    for (i, row) in x.chunks_exact(c).enumerate() {
+        // SAFETY: all of these have `c` numbers, and masks end there.
+        unsafe {
+            let mut sums = [_mm512_setzero_ps(); 4];
+            for (j, at) in (0..c).step_by(16).enumerate() {
+                sums[j % 4] = _mm512_add_ps(sums[j % 4], load(row.as_ptr().add(at), below(c, at)));
+            }
+            let mean = _mm512_set1_ps(all(sums) / c as f32);
+            let mut squares = [_mm512_setzero_ps(); 4];
+            for (j, at) in (0..c).step_by(16).enumerate() {
+                let mask = below(c, at);
+                let d = _mm512_maskz_sub_ps(mask, load(row.as_ptr().add(at), mask), mean);
+                squares[j % 4] = _mm512_fmadd_ps(d, d, squares[j % 4]);
+            }
+            let inverse = _mm512_set1_ps(1.0 / (all(squares) / c as f32 + eps).sqrt());
+            for at in (0..c).step_by(16) {
+                let mask = below(c, at);
+                let d = _mm512_sub_ps(load(row.as_ptr().add(at), mask), mean);
+                let g = _mm512_mul_ps(inverse, _mm512_maskz_loadu_ps(mask, weight.as_ptr().add(at)));
+                let t = bias.map_or(_mm512_setzero_ps(), |bias| _mm512_maskz_loadu_ps(mask, bias.add(at)));
+                let y: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(_mm512_fmadd_ps(d, g, t)));
+                _mm256_mask_storeu_epi16(out.add(i * c + at).cast(), mask, y);
+            }
+        }
+    }
+}
+
+/// Whether [`apply`] knows an activation.
+pub(super) fn knows(activation: Activation) -> bool {
+    matches!(activation, Activation::None | Activation::Silu)
+}
