@@ -5,27 +5,30 @@
 //! Scores are computed transposed: keys as the rows of a tile, [`NR`] queries as its columns. So every step of the
 //! softmax works on whole vectors of queries, and its weights lie in memory as the packed rows that the product with
 //! the values reads: nothing is transposed or packed between the two products. AMX wants them on the other side: there
-//! values are packed transposed, and so are the sums ([`Multiplier`]).
+//! values are packed transposed, and so are the sums (`tiled`).
 //!
 //! Bound: floating-point units for many keys (4 n m d operations), with one exponential for each score; in AMX tiles the
 //! softmax.
 
+#[cfg(target_arch = "x86_64")]
+mod fast;
 mod keys;
 mod softmax;
+mod tiled;
 
 pub(crate) use keys::{Columns, PackedKeys};
 
 use super::SharedMut;
-use super::amx::{self, Left, Tiles};
+use super::amx;
 use super::gemm::{Product, pack_rows, units};
 use super::isa::simd;
 use super::lines::Lines;
-use super::micro::{Kernel, NR};
+use super::micro::NR;
 use crate::meter::watch;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
 use rayon::prelude::*;
-use softmax::{Running, hide_later, join_rows, scale_columns, scale_rows, upright, weigh};
+use softmax::{Running, hide_later, join_rows, scale_rows, upright, weigh};
 use std::cell::RefCell;
 
 /// Rows of a tile.
@@ -35,8 +38,6 @@ const PANELS: usize = 4;
 /// Keys between two corrections of the running softmax: their weights for one panel (`KEY_BLOCK * NR * 4` bytes) and
 /// the panel itself share the first-level cache.
 const KEY_BLOCK: usize = 128;
-/// As [`KEY_BLOCK`] with AMX, whose products are too fast for short ones.
-const TILED_KEY_BLOCK: usize = 256;
 
 /// Rows of a tile of this type.
 fn group<T: Product>() -> usize {
@@ -48,95 +49,6 @@ fn padded<T: Product>(elements: usize) -> usize {
     if T::tiled() { units::<T>(elements).next_multiple_of(amx::STEP) } else { units::<T>(elements) }
 }
 
-/// What makes the two products of a block of keys with a panel of [`NR`] queries, and of which shape the sums are: with
-/// AMX `[d, queries]`, else `[queries, d]`, which the arithmetic units' rows of 8 by 32 columns do a tenth faster.
-enum Multiplier {
-    Tiles(Tiles),
-    Kernel(Kernel),
-}
-
-impl Multiplier {
-    fn new<T: Product>() -> Multiplier {
-        match T::tiled() {
-            // SAFETY: there are tiles.
-            true => Multiplier::Tiles(unsafe { Tiles::configure() }),
-            false => Multiplier::Kernel(T::kernel::<GROUP, true>()),
-        }
-    }
-
-    /// `keys [n, d] x queries [d, NR] -> scores [n, NR]`, in units; the operands hold whole groups of `depth` units.
-    fn scores(&self, keys: &[u32], n: usize, queries: &[u32], scores: &mut [u32]) {
-        let depth = queries.len() / NR;
-        let group = if matches!(self, Multiplier::Tiles(_)) { amx::ROWS } else { GROUP };
-        let groups = keys.chunks_exact(group * depth).zip(scores.chunks_exact_mut(group * NR));
-        for (a, c) in groups.take(n.div_ceil(group)) {
-            let (a, b, c) = (a.as_ptr(), queries.as_ptr(), c.as_mut_ptr().cast::<f32>());
-            // SAFETY: both sides hold `depth` units, with tiles whole steps; the scores have a group of rows here.
-            unsafe {
-                match self {
-                    Multiplier::Tiles(tiles) => {
-                        tiles.product(&amx::PACKED[..depth / amx::STEP], Left::packed(a), b, c, false, b)
-                    }
-                    Multiplier::Kernel(kernel) => kernel(depth, a, GROUP, b, c, NR, false),
-                }
-            }
-        }
-    }
-
-    /// `sums (+)= values weights` over the units of `weights` (`NR` queries each), from unit `first` of `values` on, which
-    /// have `depth` of them.
-    fn add_values(
-        &self,
-        (values, depth, first): (&[u32], usize, usize),
-        weights: &[u32],
-        (sums, stride): (&mut [f32], usize),
-        accumulate: bool,
-    ) {
-        let units = weights.len() / NR;
-        match self {
-            Multiplier::Tiles(tiles) => {
-                let groups = values.chunks_exact(amx::ROWS * depth).zip(sums.chunks_exact_mut(amx::ROWS * NR));
-                for (a, c) in groups {
-                    let a = a[first * amx::ROWS..][..units * amx::ROWS].as_ptr();
-                    let (b, c) = (weights.as_ptr(), c.as_mut_ptr());
-                    // SAFETY: both sides hold `units` units, whole steps; the sums have ROWS rows of NR numbers here.
-                    unsafe { tiles.product(&amx::PACKED[..units / amx::STEP], Left::packed(a), b, c, accumulate, b) };
-                }
-            }
-            Multiplier::Kernel(kernel) => {
-                for (panel, values) in values.chunks_exact(depth * NR).enumerate() {
-                    let b = values[first * NR..][..units * NR].as_ptr();
-                    for row in (0..NR).step_by(GROUP) {
-                        let c = sums[row * stride + panel * NR..].as_mut_ptr();
-                        // SAFETY: weights and values hold `units` rows of NR units; the sums have GROUP rows of `stride`
-                        // numbers here.
-                        unsafe { kernel(units, weights[row..].as_ptr(), NR, b, c, stride, accumulate) };
-                    }
-                }
-            }
-        }
-    }
-
-    /// Corrects the sums so far for new maxima.
-    fn correct(&self, sums: &mut [f32], stride: usize, running: &Running) {
-        match self {
-            Multiplier::Tiles(_) => scale_columns(sums, &running.correction),
-            Multiplier::Kernel(_) => scale_rows(sums, stride, &running.correction),
-        }
-    }
-
-    /// `result (+)= weight / total * sums`, `[queries, d]` in the end.
-    fn join(&self, result: &mut [f32], sums: &mut [f32], stride: usize, running: &Running, weight: f32, add: bool) {
-        if let Multiplier::Tiles(_) = self {
-            SPARE.with_borrow_mut(|spare| {
-                spare.resize(sums.len(), 0.0);
-                upright(sums, spare);
-            });
-        }
-        join_rows(result, sums, stride, &running.total, weight, add);
-    }
-}
-
 /// Memory of a thread.
 #[derive(Default)]
 struct Scratch {
@@ -145,12 +57,12 @@ struct Scratch {
     scores: Lines,
     sums: Lines,
     result: Lines,
+    /// For sums that are turned upright.
+    spare: Lines,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
-    /// For sums that are turned upright.
-    static SPARE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 simd! {
@@ -177,51 +89,81 @@ fn pass<T: Product>(
     scratch: &mut Scratch,
     branch: &PackedKeys,
     head: usize,
-    (first, panels): (usize, usize),
+    place: (usize, usize),
     sizes: &Sizes,
     (weight, add): (f32, bool),
 ) {
+    let running = match T::tiled() {
+        true => tiled::pass::<T>(scratch, branch, head, place, sizes),
+        false => pass_rows::<T>(scratch, branch, head, place, sizes),
+    };
+    let size = NR * sizes.stride;
+    let Scratch { sums, result, spare, .. } = scratch;
+    let panels =
+        sums.floats(place.1 * size).chunks_exact_mut(size).zip(result.floats(place.1 * size).chunks_exact_mut(size));
+    for ((sums, result), running) in panels.zip(&running) {
+        if T::tiled() {
+            upright(sums, spare.floats(size));
+        }
+        join_rows(result, sums, sizes.stride, &running.total, weight, add);
+    }
+}
+
+/// The sums of a pass in `scratch.sums`, `[queries, d]` for each panel, not divided by the weights' totals yet.
+fn pass_rows<T: Product>(
+    scratch: &mut Scratch,
+    branch: &PackedKeys,
+    head: usize,
+    (first, panels): (usize, usize),
+    sizes: &Sizes,
+) -> [Running; PANELS] {
     let &Sizes { depth, stride, factor, causal } = sizes;
-    let multiplier = Multiplier::new::<T>();
-    let most_keys = if T::tiled() { TILED_KEY_BLOCK } else { KEY_BLOCK };
+    let kernel = T::kernel::<GROUP, true>();
     let (keys, values) = branch.head(head);
-    let value_depth = padded::<T>(branch.keys);
+    let value_depth = units::<T>(branch.keys);
     let panel_size = NR * stride;
     let all_queries = scratch.queries.get(panels * NR * depth);
-    let scores = scratch.scores.get(most_keys.next_multiple_of(group::<T>()) * NR);
-    let (all_sums, result) = (scratch.sums.floats(panels * panel_size), scratch.result.floats(panels * panel_size));
+    let scores = scratch.scores.get(KEY_BLOCK * NR);
+    let all_sums = scratch.sums.floats(panels * panel_size);
     let mut running: [Running; PANELS] = std::array::from_fn(|_| Running::new());
-    for key in (0..branch.keys).step_by(most_keys) {
+    for key in (0..branch.keys).step_by(KEY_BLOCK) {
         if causal && key >= first + panels * NR {
             break;
         }
-        let count = most_keys.min(branch.keys - key);
+        let count = KEY_BLOCK.min(branch.keys - key);
         for (panel, running) in running.iter_mut().enumerate().take(panels) {
             let query = first + panel * NR;
             if causal && key >= query + NR {
                 continue;
             }
             let queries = &all_queries[panel * NR * depth..][..NR * depth];
-            multiplier.scores(&keys[key * depth..], count, queries, scores);
+            let groups = keys[key * depth..].chunks_exact(GROUP * depth).zip(scores.chunks_exact_mut(GROUP * NR));
+            for (a, c) in groups.take(count.div_ceil(GROUP)) {
+                let c = c.as_mut_ptr().cast::<f32>();
+                // SAFETY: keys and queries hold `depth` units; the scores have GROUP rows here.
+                unsafe { kernel(depth, a.as_ptr(), GROUP, queries.as_ptr(), c, NR, false) };
+            }
             if causal && key + count > query {
                 hide_later(&mut scores[..count * NR], key, query);
             }
             weigh::<T>(&mut scores[..count * NR], factor, running);
-            let weights = &mut scores[..padded::<T>(count) * NR];
-            weights[units::<T>(count) * NR..].fill(0);
+            let weights = &scores[..units::<T>(count) * NR];
             let sums = &mut all_sums[panel * panel_size..][..panel_size];
             if key > 0 {
-                multiplier.correct(sums, stride, running);
+                scale_rows(sums, stride, &running.correction);
             }
-            let values = (values, value_depth, key / T::PER_UNIT);
-            multiplier.add_values(values, weights, (sums, stride), key > 0);
+            for (panel, values) in values.chunks_exact(value_depth * NR).enumerate() {
+                let b = values[units::<T>(key) * NR..][..weights.len()].as_ptr();
+                for row in (0..NR).step_by(GROUP) {
+                    let c = sums[row * stride + panel * NR..].as_mut_ptr();
+                    // SAFETY: weights and values hold as many rows of NR units; the sums have GROUP rows of `stride`
+                    // numbers here.
+                    unsafe { kernel(weights.len() / NR, weights[row..].as_ptr(), NR, b, c, stride, key > 0) };
+                }
+            }
         }
     }
-    for (panel, running) in running.iter().enumerate().take(panels) {
-        let at = panel * panel_size..(panel + 1) * panel_size;
-        let (result, sums) = (&mut result[at.clone()], &mut all_sums[at]);
-        multiplier.join(result, sums, stride, running, weight, add);
-    }
+    running
 }
 
 /// `softmax(q k^T scale) v`, plus `weight` times the same over a second branch: `q [b, n, heads * d]` -> the same.

@@ -2,12 +2,15 @@
 
 use crate::cpu::gemm::{Product, interleave};
 use crate::cpu::isa::simd;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::isa::{Isa, isa};
 use crate::cpu::micro::NR;
+use std::ops::Range;
 
 /// The running softmax of a panel of queries.
 pub(super) struct Running {
     /// The highest score so far, scaled to base 2.
-    maximum: [f32; NR],
+    pub(super) maximum: [f32; NR],
     /// The sum of the weights so far.
     pub(super) total: [f32; NR],
     /// What corrects the sums so far for a new maximum.
@@ -17,6 +20,17 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new() -> Running {
         Running { maximum: [f32::NEG_INFINITY; NR], total: [0.0; NR], correction: [1.0; NR] }
+    }
+
+    /// Takes up the highest scores and the sums of weights of one more block.
+    #[inline(always)]
+    fn advance(&mut self, highest: &[f32; NR], total: &[f32; NR]) {
+        for j in 0..NR {
+            let correction = exp2::<true>(self.maximum[j] - highest[j]);
+            self.total[j] = self.total[j] * correction + total[j];
+            self.correction[j] = correction;
+        }
+        self.maximum = *highest;
     }
 }
 
@@ -44,9 +58,63 @@ fn exp2<const EXACT: bool>(x: f32) -> f32 {
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
+/// A block of scores that are becoming weights, part by part, on processors that have a fast way.
+pub(super) struct Weighing {
+    highest: [f32; NR],
+    total: [f32; NR],
+}
+
+/// From which size on scores have no fast way: sums with 1.5 * 2^23 are no whole numbers any more.
+#[cfg(target_arch = "x86_64")]
+const TOO_LARGE: f32 = 2_097_152.0;
+
+impl Weighing {
+    /// Looks at all scores of the block; none where there is no fast way.
+    pub(super) fn begin<T: Product>(scores: &[u32], factor: f32, running: &Running) -> Option<Weighing> {
+        #[cfg(target_arch = "x86_64")]
+        if T::PER_UNIT == 2 && isa() >= Isa::Avx512 && factor > 0.0 {
+            // SAFETY: the processor has the instructions.
+            let highest = unsafe { super::fast::highest(scores, factor, running) };
+            // A negative infinity is that of no keys.
+            let small = highest.iter().all(|x| x.abs() < TOO_LARGE || *x == f32::NEG_INFINITY);
+            return small.then_some(Weighing { highest, total: [0.0; NR] });
+        }
+        let _ = (scores, factor, running);
+        None
+    }
+
+    /// Scores of the keys `rows`, of which the first is even, to weights in pairs, in place.
+    pub(super) fn part(&mut self, scores: &mut [u32], rows: Range<usize>, factor: f32) {
+        assert!(rows.start <= rows.end && rows.end * NR <= scores.len());
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `begin` saw that the processor has the instructions; the rows are there.
+        unsafe {
+            super::fast::weigh(scores, rows, factor, &self.highest, &mut self.total)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (scores, rows, factor, &mut self.total);
+    }
+
+    /// Notes the new maxima and totals.
+    pub(super) fn end(self, running: &mut Running) {
+        running.advance(&self.highest, &self.total);
+    }
+}
+
+/// Scores of some keys (rows of [`NR`] queries) to unnormalised weights in units of `T`, in place.
+pub(super) fn weigh<T: Product>(scores: &mut [u32], factor: f32, running: &mut Running) {
+    match Weighing::begin::<T>(scores, factor, running) {
+        Some(mut weighing) => {
+            weighing.part(scores, 0..scores.len() / NR, factor);
+            weighing.end(running);
+        }
+        None => weigh_anywhere::<T>(scores, factor, running),
+    }
+}
+
 simd! {
-    /// Scores of some keys (rows of `NR` queries) to unnormalised weights in units of `T`, in place.
-    pub(super) fn weigh<T: Product>(scores: &mut [u32], factor: f32, running: &mut Running) {
+    /// As [`weigh`], on any processor.
+    fn weigh_anywhere<T: Product>(scores: &mut [u32], factor: f32, running: &mut Running) {
         let mut highest = running.maximum;
         for row in scores.chunks_exact(NR) {
             for (h, s) in highest.iter_mut().zip(row) {
@@ -92,12 +160,7 @@ simd! {
                 scores[keys / 2 * NR..][..NR].copy_from_slice(&a);
             }
         }
-        for j in 0..NR {
-            let correction = exp2::<true>(running.maximum[j] - highest[j]);
-            running.total[j] = running.total[j] * correction + total[j];
-            running.correction[j] = correction;
-        }
-        running.maximum = highest;
+        running.advance(&highest, &total);
     }
 }
 
