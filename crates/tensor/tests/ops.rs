@@ -135,6 +135,15 @@ fn convolution_of_odd_shapes() {
         ([1, 13, 48, 32], 20, [3, 3], ConvOptions::same3(), [13, 48]),
         ([1, 2, 320, 32], 8, [3, 3], ConvOptions::same3(), [2, 320]),
         ([2, 5, 16, 352], 8, [3, 3], ConvOptions::same3(), [5, 16]),
+        // Patches of 8 lines of 32 of them: two pictures, every second pixel, enlarged.
+        ([2, 16, 64, 32], 20, [3, 3], ConvOptions::same3(), [16, 64]),
+        ([1, 16, 128, 32], 33, [3, 3], ConvOptions { stride: 2, padding: [0, 1, 0, 1] }, [16, 128]),
+        ([1, 8, 16, 32], 20, [3, 3], ConvOptions::same3(), [16, 32]),
+        // Lines of no whole tiles, one after the other: two pictures, more lines than a task has, enlarged, long lines.
+        ([2, 9, 13, 32], 20, [3, 3], ConvOptions::same3(), [9, 13]),
+        ([1, 30, 26, 32], 20, [3, 3], ConvOptions::same3(), [30, 26]),
+        ([1, 5, 10, 64], 20, [3, 3], ConvOptions::same3(), [10, 20]),
+        ([1, 2, 261, 32], 8, [3, 3], ConvOptions::same3(), [2, 261]),
     ];
     each(|dtype| {
         for (shape, n, [kh, kw], options, seen) in rows {

@@ -1,9 +1,10 @@
 //! Convolution on the CPU as a block product whose rows are gathered windows; no im2col matrix.
 
-use super::amx;
-use super::epilogue::Epilogue;
+mod stage;
+
+use super::epilogue::{Epilogue, past_caches};
 use super::gemm::{PackedColumns, Product, Rows, product};
-use super::tiles::{Staged, TILE};
+use super::tiles::Staged;
 use super::{SharedMut, winograd};
 use crate::meter::watch;
 use crate::ops::{ConvOptions, Fused};
@@ -144,54 +145,12 @@ impl<T: Element> Rows<T> for Windows<'_, T> {
         as_it_lies.then_some(c)
     }
 
-    /// Copies the part of the padded picture that the rows' windows see, once for all taps: then the pixels that a tap
-    /// sees from a tile of neighbouring results are at one distance.
+    fn task_rows(&self) -> Option<usize> {
+        self.stride().is_none().then(|| self.staged_rows())
+    }
+
     fn stage(&self, rows: Range<usize>, staged: &mut Staged) -> bool {
-        let (first, count) = (rows.start, rows.len());
-        let (c, [oh, ow], [kh, kw], stride) = (self.stored[2], self.out, self.kernel, self.options.stride);
-        let per_unit = size_of::<u32>() / size_of::<T>();
-        if !ow.is_multiple_of(TILE) || !c.is_multiple_of(per_unit * amx::STEP) || !first.is_multiple_of(TILE) {
-            return false;
-        }
-        // A part of one line of results, or some whole lines.
-        let lines = first / ow..(first + count).div_ceil(ow);
-        let (left, wide) = if lines.len() == 1 { (first % ow, count) } else { (0, ow) };
-        let across = (wide - 1) * stride + kw;
-        let line_units = across * c / per_unit;
-        staged.tiles.clear();
-        let mut seen_lines = 0;
-        let mut at_line = Vec::new();
-        let mut last = None;
-        for line in lines.clone() {
-            let (picture, y) = (line / oh, line % oh * stride);
-            // Where the line before it was of the same picture, some of what this one sees is there.
-            let fresh = match last {
-                Some((p, end)) if p == picture => y.max(end)..y + kh,
-                _ => y..y + kh,
-            };
-            let begin = seen_lines + fresh.len() - kh;
-            let memory = staged.memory.get((seen_lines + fresh.len()) * line_units);
-            for (i, py) in fresh.enumerate() {
-                let out = &mut memory[(seen_lines + i) * line_units..][..line_units];
-                // SAFETY: the line is `across * c` elements of T, aligned for it.
-                let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<T>(), across * c) };
-                self.line(picture, py, left * stride, out);
-            }
-            seen_lines = begin + kh;
-            last = Some((picture, y + kh));
-            at_line.push(begin);
-        }
-        for row in (first..first + count).step_by(TILE) {
-            let line = at_line[row / ow - lines.start];
-            staged.tiles.push(line * line_units + (row % ow - left) * stride * c / per_unit);
-        }
-        staged.steps.clear();
-        for tap in 0..kh * kw {
-            let at = tap / kw * line_units + tap % kw * c / per_unit;
-            staged.steps.extend((0..c / per_unit).step_by(amx::STEP).map(|unit| 4 * (at + unit)));
-        }
-        staged.row = stride * c / per_unit;
-        true
+        self.stage_rows(rows, staged)
     }
 }
 
@@ -212,6 +171,7 @@ pub(crate) fn forward<T: Product>(
     let mut failed = Ok(());
     let result = Tensor::build::<T>(x.device(), &[b, out[0], out[1], weight.columns()], |output| {
         let epilogue = Epilogue {
+            past_caches: past_caches(output),
             bias,
             channel_add: fused.channel_add.map(|t| (t.data::<T>(), pixels)),
             activation: fused.activation,

@@ -22,6 +22,26 @@ pub(crate) struct Epilogue<'a, T> {
     pub(crate) residual: Option<&'a [T]>,
     pub(crate) out: SharedMut<T>,
     pub(crate) width: usize,
+    /// Whether the output is so large that it will not be in a cache when it is read, and is written past them.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 can"))]
+    pub(crate) past_caches: bool,
+}
+
+/// Bytes from which on an output is [past the caches](Epilogue::past_caches): a second-level cache several times.
+const LARGE: usize = 16 << 20;
+
+/// Orders what a thread wrote past the caches before what it does next, such as saying that it is done.
+pub(crate) fn settle() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
+}
+
+/// Whether that holds for an output.
+pub(crate) fn past_caches<T>(out: &[T]) -> bool {
+    size_of_val(out) >= LARGE
 }
 
 impl<T: Element> Epilogue<'_, T> {
@@ -93,6 +113,51 @@ impl<T: Element> Epilogue<'_, T> {
                 }
                 let out = self.out.range(at, NR).as_mut_ptr();
                 let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                match self.past_caches && out.addr().is_multiple_of(64) {
+                    true => _mm512_stream_si512(out.cast(), both),
+                    false => _mm512_storeu_si512(out.cast(), both),
+                }
+            }
+        }
+    }
+
+    /// As [`Epilogue::finish_geglu`] for one panel of bf16, from `column` of the tile on.
+    ///
+    /// # Safety
+    /// T is bf16, and nobody else uses the tile's part of the output.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn finish_geglu_panel(&self, tile: &Tile, column: usize) {
+        use std::arch::x86_64::*;
+        // As `math::gelu_16_bits`.
+        let gelu = |x: __m512| {
+            let t = _mm512_max_ps(_mm512_set1_ps(-4.0), _mm512_min_ps(_mm512_set1_ps(4.0), x));
+            let s = _mm512_mul_ps(t, t);
+            let next = |p, c| _mm512_fmadd_ps(p, s, _mm512_set1_ps(c));
+            let p = next(_mm512_set1_ps(2.278_145_4e-8), -1.598_602_9e-6);
+            let p = next(next(p, 4.795_552_6e-5), -8.140_155e-4);
+            let p = next(next(next(p, 8.772_388e-3), -6.457_311e-2), 3.978_833_5e-1);
+            _mm512_mul_ps(x, _mm512_fmadd_ps(t, p, _mm512_set1_ps(0.5)))
+        };
+        let part = |all: Option<&[f32]>, at: usize| match all {
+            // SAFETY: the bias has a number for each column.
+            Some(all) => unsafe { _mm512_loadu_ps(all[at..][..16].as_ptr()) },
+            None => _mm512_setzero_ps(),
+        };
+        let first = tile.column + column;
+        let bias: [_; 2] = std::array::from_fn(|i| part(self.bias, first + 16 * i));
+        let gate_bias: [_; 2] = std::array::from_fn(|i| part(self.bias, self.width + first + 16 * i));
+        for r in 0..tile.rows {
+            let values = tile.values[r * tile.stride + column..][..tile.twin + NR].as_ptr();
+            // SAFETY: both hold NR numbers for this row, as the output does.
+            unsafe {
+                let one = |i: usize| {
+                    let value = _mm512_add_ps(_mm512_loadu_ps(values.add(16 * i)), bias[i]);
+                    let gate = _mm512_add_ps(_mm512_loadu_ps(values.add(tile.twin + 16 * i)), gate_bias[i]);
+                    _mm512_mul_ps(value, gelu(gate))
+                };
+                let out = self.out.range((tile.row + r) * self.width + first, NR).as_mut_ptr();
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(one(1), one(0)));
                 _mm512_storeu_si512(out.cast(), both);
             }
         }
@@ -100,6 +165,11 @@ impl<T: Element> Epilogue<'_, T> {
 
     /// Finishes a tile of a product by halves: first half times GELU of the second.
     pub(crate) fn finish_geglu(&self, tile: Tile) {
+        #[cfg(target_arch = "x86_64")]
+        if T::DTYPE == DType::BF16 && tile.columns.is_multiple_of(NR) && isa() >= Isa::Avx512Bf16 {
+            // SAFETY: the processor has the instructions; tiles cover disjoint parts of the output.
+            return (0..tile.columns).step_by(NR).for_each(|column| unsafe { self.finish_geglu_panel(&tile, column) });
+        }
         let bias =
             self.bias.map(|b| (&b[tile.column..][..tile.columns], &b[self.width + tile.column..][..tile.columns]));
         geglu_rows(tile, bias, self.out, self.width);

@@ -8,6 +8,7 @@
 //! Bound: floating-point units for more than some hundred rows, else the weights' bytes.
 
 use super::amx;
+use super::epilogue::settle;
 use super::isa::{Isa, isa};
 use super::lines::Lines;
 use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32};
@@ -173,6 +174,11 @@ pub(crate) trait Rows<T>: Sync {
         None
     }
 
+    /// Rows of a task in AMX tiles, where these know better than others.
+    fn task_rows(&self) -> Option<usize> {
+        None
+    }
+
     /// Copies rows so that tiles of AMX can read them, where they have such an order; says whether.
     fn stage(&self, _rows: Range<usize>, _staged: &mut Staged) -> bool {
         false
@@ -243,7 +249,7 @@ pub(crate) fn product<T: Product>(
     let width = right.columns / halves;
     // With tiles a task brings more rows into its cache, which fewer tasks repeat less.
     let (row_block, most_columns, tasks) = match T::tiled() {
-        true => (tiles::ROW_BLOCK, tiles::COLUMN_BLOCK, 4),
+        true => (left.task_rows().unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right), 4),
         false => (ROW_BLOCK, COLUMN_BLOCK, 8),
     };
     let row_blocks = rows.div_ceil(row_block);
@@ -258,7 +264,8 @@ pub(crate) fn product<T: Product>(
         let columns = column_block.min(width - column);
         let count = row_block.min(rows - row);
         if T::tiled() {
-            return tiles::product(left, right, row..row + count, column..column + columns, halves, &finish);
+            tiles::product(left, right, row..row + count, column..column + columns, halves, &finish);
+            return settle();
         }
         SCRATCH.with_borrow_mut(|scratch| {
             task_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
@@ -267,6 +274,7 @@ pub(crate) fn product<T: Product>(
             let values = scratch.tile.floats(count.next_multiple_of(MR) * stride);
             finish(Tile { row, rows: count, column, columns, stride, twin, values });
         });
+        settle();
     });
 }
 

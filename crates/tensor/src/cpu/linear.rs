@@ -1,7 +1,7 @@
 //! Linear layers on the CPU.
 
 use super::SharedMut;
-use super::epilogue::Epilogue;
+use super::epilogue::{Epilogue, past_caches};
 use super::gemm::{MatrixRows, PackedColumns, Product, Rows, product};
 use super::micro::NR;
 use crate::meter::watch;
@@ -32,6 +32,7 @@ pub(crate) fn forward<T: Product>(
     }
     Tensor::build::<T>(x.device(), &shape, |out| {
         let epilogue = Epilogue {
+            past_caches: past_caches(out),
             bias,
             channel_add: None,
             activation,
@@ -87,6 +88,7 @@ pub(crate) fn forward_joined<T: Product>(
     }
     Tensor::build::<T>(a.device(), &shape, |out| {
         let epilogue = Epilogue {
+            past_caches: past_caches(out),
             bias,
             channel_add: None,
             activation: Activation::None,
@@ -114,6 +116,7 @@ pub(crate) fn forward_geglu<T: Product>(x: &Tensor, weight: &PackedColumns, bias
     let _watch = watch(|| format!("geglu {:?} -> {width}", x.shape()));
     Tensor::build::<T>(x.device(), &shape, |out| {
         let epilogue = Epilogue {
+            past_caches: past_caches(out),
             bias,
             channel_add: None,
             activation: Activation::None,

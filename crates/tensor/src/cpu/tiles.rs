@@ -16,11 +16,13 @@ use std::ops::Range;
 pub(crate) const TILE: usize = amx::ROWS / 2;
 /// Rows of a task: so many share a panel of columns, which arrive much slower than tiles compute.
 pub(crate) const ROW_BLOCK: usize = 8 * amx::ROWS;
-/// Columns of a task.
-pub(crate) const COLUMN_BLOCK: usize = 512;
+/// Columns of a task whose accumulators wait for the next slice of depth, in half a megabyte.
+const COLUMN_BLOCK: usize = 512;
 /// Most units of depth between two trips of the accumulators to memory. Deeper slices make fewer trips; both sides of a
 /// slice and what is fetched ahead fill half of a second-level cache of 2 MB.
 const DEPTH: usize = 640;
+/// As [`DEPTH`] for rows that were copied.
+const STAGED_DEPTH: usize = 960;
 /// Numbers of a block: what one product makes.
 const BLOCK: usize = amx::ROWS * NR;
 
@@ -34,6 +36,32 @@ pub(crate) struct Staged {
     pub(crate) steps: Vec<usize>,
     /// Units from one row to the next.
     pub(crate) row: usize,
+    /// Which rows of the groups of two tiles are which results, group by group.
+    pub(crate) runs: Vec<Run>,
+    /// Where the runs of each group end.
+    pub(crate) ends: Vec<usize>,
+}
+
+impl Staged {
+    fn runs(&self, group: usize) -> &[Run] {
+        let from = if group == 0 { 0 } else { self.ends[group - 1] };
+        &self.runs[from..self.ends[group]]
+    }
+}
+
+/// Neighbouring rows of a group that are neighbouring results.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    /// Its first row in the group.
+    pub(crate) from: usize,
+    /// Its first result.
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+}
+
+/// Most columns of a task.
+pub(crate) fn most_columns(right: &PackedColumns) -> usize {
+    if right.units() > DEPTH { COLUMN_BLOCK } else { 4 * COLUMN_BLOCK }
 }
 
 /// Memory of a thread.
@@ -69,9 +97,6 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
     SCRATCH.with_borrow_mut(|scratch| {
         // SAFETY: `T::tiled` said that there are tiles.
         let tiles = unsafe { Tiles::configure() };
-        let (groups, panels) = (rows.len().div_ceil(amx::ROWS), columns.len().div_ceil(NR));
-        let slices = right.units().div_ceil(DEPTH);
-        let depth = right.units().div_ceil(slices).next_multiple_of(amx::STEP);
         let Scratch { staged, line, packed, blocks } = scratch;
         // Nothing is read beyond whole steps and, in place, whole groups of rows.
         let whole = right.depth == right.units() * T::PER_UNIT;
@@ -80,10 +105,19 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
             true if left.stage(rows.clone(), staged) => Side::Staged(staged),
             _ => Side::Packed,
         };
+        let (groups, most_depth) = match &side {
+            Side::Staged(staged) => (staged.ends.len(), STAGED_DEPTH),
+            _ => (rows.len().div_ceil(amx::ROWS), DEPTH),
+        };
+        let panels = columns.len().div_ceil(NR);
+        let slices = right.units().div_ceil(most_depth);
+        let depth = right.units().div_ceil(slices).next_multiple_of(amx::STEP);
         // Blocks need places of their own where they wait for the next slice.
         let places = if slices > 1 { groups * panels } else { 1 };
         let blocks = blocks.floats(places * halves * BLOCK);
         let packed = packed.get(groups * amx::ROWS * depth);
+        // So many groups fetch a whole panel.
+        let fetching = NR * 4 / (amx::AHEAD / amx::STEP);
         for unit in (0..right.units()).step_by(depth) {
             let count = depth.min(right.units() - unit);
             if let Side::Packed = side {
@@ -107,22 +141,35 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                             true => b.wrapping_add(right.units() * NR),
                             false => right.panel(first, unit).wrapping_add(count * NR),
                         };
-                        let ahead = ahead.wrapping_add(group * count / amx::STEP * (amx::AHEAD / 4));
+                        let ahead = match group < fetching {
+                            true => ahead.wrapping_add(group * count / amx::STEP * (amx::AHEAD / 4)),
+                            false => b,
+                        };
                         let steps = &steps[..count / amx::STEP];
                         // SAFETY: both sides hold these steps, `c` is a block.
                         unsafe { tiles.product(steps, a, b, c.as_mut_ptr(), unit > 0, ahead) };
                     }
-                    if unit + count == right.units() {
-                        let (row, column) = (rows.start + group * amx::ROWS, columns.start + panel * NR);
+                    if unit + count < right.units() {
+                        continue;
+                    }
+                    let mut finish_run = |run: &Run| {
+                        let column = columns.start + panel * NR;
                         finish(Tile {
-                            row,
-                            rows: amx::ROWS.min(rows.end - row),
+                            row: run.row,
+                            rows: run.rows,
                             column,
                             columns: NR.min(columns.end - column),
                             stride: NR,
                             twin: BLOCK,
-                            values: block,
+                            values: &mut block[run.from * NR..],
                         });
+                    };
+                    match &side {
+                        Side::Staged(staged) => staged.runs(group).iter().for_each(finish_run),
+                        _ => {
+                            let row = rows.start + group * amx::ROWS;
+                            finish_run(&Run { from: 0, row, rows: amx::ROWS.min(rows.end - row) });
+                        }
                     }
                 }
             }
