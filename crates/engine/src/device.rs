@@ -33,11 +33,19 @@ pub(crate) fn choose(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
                 Err(why) => Error::refused(format!("--device {why}")),
             }
         }
-        DeviceChoice::Auto if Device::gpus() == 0 => Ok((Device::Cpu, None)),
-        DeviceChoice::Auto => Ok(match Device::Cuda(0).open() {
-            Ok(()) => (Device::Cuda(0), None),
-            Err(why) => (Device::Cpu, Some(format!("the CPU computes: {why}"))),
-        }),
+        // The first that can be used: one that failed is passed over.
+        DeviceChoice::Auto => {
+            let mut why = None;
+            for device in (0..Device::gpus()).map(Device::Cuda) {
+                match device.open() {
+                    Ok(()) => return Ok((device, why.map(|why| format!("{device} computes: {why}")))),
+                    // That it was lost has been said.
+                    Err(tensor::Error::Lost { .. }) => {}
+                    Err(error) => why = why.or(Some(error)),
+                }
+            }
+            Ok((Device::Cpu, why.map(|why| format!("the CPU computes: {why}"))))
+        }
     }
 }
 

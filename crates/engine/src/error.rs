@@ -28,6 +28,9 @@ pub enum Error {
         "{0} holds values that are not finite, so the networks overflowed; try --precision f32, and check that all models belong together"
     )]
     NotFinite(&'static str),
+    /// Something failed on this machine, and what can be done about it.
+    #[error("{0}")]
+    Machine(String),
     /// A face, a photo or an identity.
     #[error(transparent)]
     Faces(#[from] faces::Error),
@@ -51,10 +54,29 @@ impl Error {
         match self {
             Error::Refused(_) | Error::Nets(nets::Error::Weights(_)) | Error::Weights(_) => true,
             Error::Faces(error) => error.is_user_fault(),
-            Error::Nets(error) => !matches!(error, nets::Error::Tensor(tensor::Error::OutOfMemory { .. })),
+            _ if self.is_lost_device() || self.is_out_of_memory() => false,
+            Error::Nets(_) => true,
             Error::File { source, .. } => is_of_the_path(source.kind()),
-            Error::Cancelled | Error::NotFinite(_) | Error::Tensor(_) => false,
+            Error::Cancelled | Error::NotFinite(_) | Error::Machine(_) | Error::Tensor(_) => false,
         }
+    }
+
+    /// What a device said, if that is the trouble.
+    fn of_device(&self) -> Option<&tensor::Error> {
+        match self {
+            Error::Tensor(error) | Error::Nets(nets::Error::Tensor(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether a device was lost, so that another one may go on.
+    pub(crate) fn is_lost_device(&self) -> bool {
+        matches!(self.of_device(), Some(tensor::Error::Lost { .. }))
+    }
+
+    /// Whether memory ran out.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(self.of_device(), Some(tensor::Error::OutOfMemory { .. }))
     }
 
     /// A refusal in the user's words.

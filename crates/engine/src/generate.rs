@@ -74,17 +74,8 @@ impl Session {
         Ok(Output { pictures, ..done })
     }
 
-    /// As [`Session::generate`], but hands each picture over as soon as it is finished, with the plan that made it, so
-    /// that stopping loses only the one at work. The output then holds no pictures.
-    ///
-    /// # Errors
-    /// As [`generate`], and whatever `take` says.
-    pub fn generate_each(
-        &mut self,
-        request: &Request,
-        observe: &mut Observer,
-        take: &mut dyn FnMut(Picture, &Plan) -> Result<()>,
-    ) -> Result<Output> {
+    /// All of a request on one device.
+    pub(crate) fn attempt(&mut self, request: &Request, observe: &mut Observer, take: &mut Taker) -> Result<Output> {
         self.check(request)?;
         let mut clock = Clock::default();
         clock.begin(Stage::Faces, observe)?;
@@ -142,6 +133,9 @@ impl Session {
         Ok(Output { pictures: Vec::new(), plan, photos, timings })
     }
 }
+
+/// What a finished picture is handed to, with the plan that made it.
+pub(crate) type Taker<'a> = dyn FnMut(Picture, &Plan) -> Result<()> + 'a;
 
 fn go_on(flow: ControlFlow<()>) -> Result<()> {
     match flow {
@@ -292,7 +286,7 @@ impl<'a> Networks<'a> {
         }
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
-        let out = steps[usize::from(beside.is_some())].call(plan.compute.device, &inputs, |inputs| {
+        let work = |inputs: &[Tensor]| {
             let residuals = || {
                 let at = |(net, context): &(&ControlNet, ControlNetContext)| {
                     net.forward_at(&inputs[0], &inputs[2], context, self.identitynet_scale)
@@ -301,7 +295,16 @@ impl<'a> Networks<'a> {
             };
             let (x, temb) = (&inputs[0], &inputs[1]);
             Ok(self.unet.forward_beside(x, temb, &self.context, self.ip_adapter_scale, residuals)?)
-        })?;
+        };
+        let which = usize::from(beside.is_some());
+        let out = match steps[which].call(plan.compute.device, &inputs, work) {
+            // Records keep memory to themselves; without them there may be enough.
+            Err(error) if error.is_out_of_memory() && steps.iter().any(Repeated::is_recorded) => {
+                steps.iter_mut().for_each(Repeated::give_up);
+                steps[which].call(plan.compute.device, &inputs, work)?
+            }
+            out => out?,
+        };
         if !plan.guided {
             // The next step writes to the result's memory, and a sampler may still want this one.
             return Ok(ops::scale(&out, 1.0)?);

@@ -35,6 +35,7 @@ mod generate;
 
 pub mod metadata;
 mod record;
+mod recover;
 mod save;
 
 pub use device::{check_instructions, keep_kernels_in};

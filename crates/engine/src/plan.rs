@@ -246,7 +246,7 @@ impl Compute {
 }
 
 /// A seed below 2^32, as other programs draw them and accept them back.
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // The standard library's hasher is seeded from the system's randomness.
     std::collections::hash_map::RandomState::new().build_hasher().finish() >> 32

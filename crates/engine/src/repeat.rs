@@ -32,6 +32,16 @@ impl Repeated {
         }
     }
 
+    /// Whether there is a record, which keeps memory.
+    pub(crate) fn is_recorded(&self) -> bool {
+        matches!(self.0, State::Recorded { .. })
+    }
+
+    /// From now on does without a record.
+    pub(crate) fn give_up(&mut self) {
+        self.0 = State::Plain(Some("memory is too short for a record".into()));
+    }
+
     /// The result of `work` on `inputs`. It lives until the next call, which may write to its memory.
     pub(crate) fn call(
         &mut self,

@@ -196,6 +196,11 @@ impl Request {
         vram::check(self.vram, self.device)
     }
 
+    /// The same request for its pictures from the `done`th on, whose seeds count up from `seed`.
+    pub(crate) fn rest(&self, seed: u64, done: usize) -> Request {
+        Request { seed: Some(seed + done as u64), count: self.count - done, ..self.clone() }
+    }
+
     fn check_photos(&self) -> Result<()> {
         if let Some(Embedding::Of(path)) = &self.embedding {
             faces::readable(path)?;

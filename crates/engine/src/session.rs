@@ -20,7 +20,7 @@ pub struct Session {
     /// With what the denoising networks and the VAE were built.
     compute: Option<Compute>,
     /// What of the networks waits on the host.
-    arrangement: Arrangement,
+    pub(crate) arrangement: Arrangement,
     analyzer: Option<FaceAnalyzer>,
     text: Vec<Option<ClipText>>,
     resampler: Option<Resampler>,
@@ -90,7 +90,8 @@ impl Session {
         Ok(arrangement.sentence(there, needs.always + needs.once))
     }
 
-    fn drop_all(&mut self) {
+    /// Drops all networks that were built.
+    pub(crate) fn drop_all(&mut self) {
         (self.unet, self.identitynet, self.vae, self.resampler) = (None, None, None, None);
         self.text.iter_mut().for_each(|encoder| *encoder = None);
     }
@@ -104,6 +105,11 @@ impl Session {
                 self.text.iter_mut().for_each(|encoder| *encoder = None);
             }
         }
+    }
+
+    /// Where networks were built last.
+    pub(crate) fn device(&self) -> Option<Device> {
+        self.compute.map(|compute| compute.device)
     }
 
     /// Where the face networks go when the first photo needs them.

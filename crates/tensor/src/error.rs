@@ -38,9 +38,9 @@ pub enum Error {
         message: String,
     },
     /// Memory could not be had.
-    #[error("out of memory: {bytes} bytes could not be allocated on {device}{advice}")]
+    #[error("out of memory: {} could not be allocated on {device}{advice}", said_bytes(*bytes))]
     OutOfMemory {
-        /// The size asked for.
+        /// The size asked for; 0 where it was not said.
         bytes: usize,
         /// Where.
         device: String,
@@ -55,6 +55,16 @@ pub enum Error {
         /// What is missing, and what to do.
         reason: String,
     },
+    /// The device failed for good: this process can do nothing on it any more.
+    #[error("{device} failed for good ({doing}: {reason}), and this process cannot use it any more")]
+    Lost {
+        /// The device.
+        device: String,
+        /// What was being done; the work that failed may have been asked for before.
+        doing: String,
+        /// What the device says.
+        reason: String,
+    },
     /// The device or one of its libraries failed.
     #[error("{device}: {doing} failed: {reason}")]
     Failed {
@@ -65,6 +75,10 @@ pub enum Error {
         /// What the device says, and what to do.
         reason: String,
     },
+}
+
+fn said_bytes(bytes: usize) -> String {
+    if bytes == 0 { "what a library asked for".into() } else { format!("{bytes} bytes") }
 }
 
 /// The result of an operator.

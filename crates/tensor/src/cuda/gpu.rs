@@ -1,5 +1,6 @@
 //! One GPU: its context, its stream, and launching kernels on it.
 
+use super::failure::Lost;
 use super::fork::{LazySide, aside};
 use super::kernels::Kernels;
 use super::linear::Blas;
@@ -32,6 +33,7 @@ pub(crate) struct Gpu {
     pub(super) staging: Stagings,
     /// Where weights arrive that wait on the host.
     pub(super) lobby: Lobbies,
+    pub(super) lost: Lost,
     /// Held for writing while a thread records: what others asked for would become part of the record.
     turns: RwLock<()>,
     pub(super) kernels: Kernels,
@@ -76,7 +78,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What the driver says about a result; none where it is success.
-fn complaint(result: sys::CUresult) -> Option<String> {
+pub(super) fn complaint(result: sys::CUresult) -> Option<String> {
     if result == sys::CUresult::CUDA_SUCCESS {
         return None;
     }
@@ -112,6 +114,7 @@ fn devices() -> std::result::Result<usize, String> {
 pub(crate) fn gpu(index: usize) -> Result<&'static Gpu> {
     let mut opened = lock(&OPENED);
     if let Some(gpu) = opened.get(&index) {
+        gpu.check_lost()?;
         return Ok(gpu);
     }
     let missing = |reason: String| Error::NoDevice { device: Device::Cuda(index).to_string(), reason };
@@ -188,6 +191,7 @@ impl Gpu {
             pool: Mutex::default(),
             staging: Stagings::default(),
             lobby: Lobbies::default(),
+            lost: Lost::default(),
             turns: RwLock::default(),
             kernels: Kernels::default(),
             profile: Profile::default(),
@@ -212,14 +216,6 @@ impl Gpu {
     /// An error of this device.
     pub(super) fn failed(&self, doing: &str, reason: impl Into<String>) -> Error {
         Error::Failed { device: self.device().to_string(), doing: doing.into(), reason: reason.into() }
-    }
-
-    /// Turns a driver's result into an error of this device.
-    pub(super) fn check(&self, doing: &str, result: sys::CUresult) -> Result<()> {
-        match complaint(result) {
-            None => Ok(()),
-            Some(said) => Err(self.failed(doing, format!("{said}; after such an error only a new process can use it"))),
-        }
     }
 
     /// Waits until no other thread records; to be held while something is asked of the stream, and never twice.

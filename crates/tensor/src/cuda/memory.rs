@@ -190,19 +190,7 @@ impl Gpu {
             result = ask(pool.mapped_bytes, pool.limit);
         }
         if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (free, total) = self.memory().unwrap_or_default();
-            let megabytes = |bytes: usize| bytes / 1_000_000;
-            return Err(Error::OutOfMemory {
-                bytes,
-                device: self.device().to_string(),
-                advice: format!(
-                    "; of its {} MB, {} are in use here and {} are free. A smaller picture, fewer pictures at once, \
-                     f16 instead of f32 or the CPU need less",
-                    megabytes(pool.limit.map_or(total, |limit| limit.min(total))),
-                    megabytes(pool.used_bytes),
-                    megabytes(free)
-                ),
-            });
+            return Err(self.no_memory(bytes, pool.limit, pool.used_bytes));
         }
         self.check("allocating memory", result)?;
         pool.mapped_bytes += bytes;
@@ -212,6 +200,11 @@ impl Gpu {
     /// From now on the driver is asked for no more than so many bytes in all.
     pub(crate) fn limit_memory(&self, bytes: Option<usize>) {
         lock(&self.pool).limit = bytes;
+    }
+
+    /// Bytes in use, where nobody is changing them just now.
+    pub(super) fn used_now(&self) -> usize {
+        self.pool.try_lock().map_or(0, |pool| pool.used_bytes)
     }
 
     /// What the pool holds now.

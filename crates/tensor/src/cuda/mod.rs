@@ -10,6 +10,7 @@ pub(crate) mod attention;
 mod choice;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
+mod failure;
 mod fork;
 mod fused;
 mod gpu;
