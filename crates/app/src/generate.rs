@@ -95,6 +95,7 @@ fn request(args: &GenerateArgs) -> Request {
     request.identitynet_end = args.identitynet_end.unwrap_or(request.identitynet_end);
     request.seed = args.seed;
     request.count = args.count.unwrap_or(request.count);
+    request.batch = args.batch;
     request.rng = match args.rng {
         Some(RngArg::Philox) => Rng::Philox,
         Some(RngArg::Cpu) | None => Rng::Cpu,
@@ -191,8 +192,8 @@ fn make(
                 bar.suspend(|| output::say(&format!("note: {note}")));
                 notes.push(note);
             }
-            Event::Step { image, images, step, steps } => {
-                let done = (image * steps + step) as u64;
+            Event::Step { image, together, images, step, steps } => {
+                let done = (image * steps + together * step) as u64;
                 bar.set_length((images * steps) as u64);
                 bar.set_position(done);
                 let left = since.get_or_insert_with(Instant::now).elapsed().as_secs_f64() / done as f64

@@ -95,9 +95,8 @@ fn elsewhere(option: &str) -> Option<&'static str> {
         "controlnet-conditioning-scale" | "identitynet-strength-ratio" => "IdentityNet's weight is --identitynet-scale",
         "adapter-strength-ratio" | "ip-adapter-weight" => "the adapter's weight is --ip-adapter-scale",
         "image" | "face-image" | "photo" | "reference" => "the person's photo is --face",
-        "batch-size" | "batch-count" | "num-images" | "num-images-per-prompt" | "n-iter" => {
-            "the number of pictures is --count"
-        }
+        "batch-size" => "the number of pictures is --count, and of those that share a step --batch",
+        "batch-count" | "num-images" | "num-images-per-prompt" | "n-iter" => "the number of pictures is --count",
         "ckpt" | "checkpoint" => "the checkpoint is --model",
         "outdir" | "out" | "output-dir" => "the place for pictures is -o or --output",
         "fp16" | "half" | "dtype" => "numbers are --precision",

@@ -50,8 +50,10 @@ pub enum Event {
     Note(String),
     /// A denoising step is done.
     Step {
-        /// Which picture, from 0.
+        /// Which picture, from 0; of several that share the step, the first.
         image: usize,
+        /// How many share it.
+        together: usize,
         /// Of how many.
         images: usize,
         /// Steps done.

@@ -12,7 +12,7 @@ use crate::text::{self, Text};
 use crate::{Error, Result, digest};
 use nets::{ControlNet, ControlNetContext, UNet, UNetContext, Vae};
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use tensor::random::{Generator, Source};
@@ -84,7 +84,7 @@ impl Session {
         }
         let subject = Subject::resolve(request, self.analyzer())?;
         let mut plan = Plan::resolve(request, &self.stack, subject.as_ref())?;
-        let arranged = self.arrange(request, &plan)?;
+        let arranged = self.arrange(request, &mut plan)?;
 
         clock.begin(Stage::Text, observe)?;
         let conditions = Conditions::new(&plan, subject.as_ref(), self)?;
@@ -102,31 +102,36 @@ impl Session {
         let digests = start_digests(request, &self.stack);
         // All networks have been built by now, so what no network took is known.
         let unused = self.unused(&opened);
-        let networks = Networks::build(&plan, &conditions, self)?;
+        let mut networks = Networks::build(&plan, self)?;
         let notes = subject.iter().flat_map(|s| s.notes()).chain(&conditions.text.notes).chain(&plan.note).cloned();
         for note in notes.chain(unused).chain(arranged) {
             go_on(observe(Event::Note(note)))?;
         }
 
-        let last = plan.seeds.len() - 1;
         let mut digests = Some(digests);
-        for image in 0..last {
+        let mut rest = plan.batches();
+        // The last ones, mostly the only one, are decoded when the other networks have made room.
+        let last = rest.pop().unwrap_or_default();
+        for images in rest {
             clock.begin(Stage::Denoise, observe)?;
-            let latent = denoise(&plan, &networks, image, observe)?;
+            let latents = denoise(&plan, &mut networks, &conditions, images.clone(), observe)?;
             clock.begin(Stage::Decode, observe)?;
             plan.fill_digests(&roles, digests.take())?;
             // What a step leaves for reuse is of no use to the decoder.
             tensor::trim();
-            take(decode(networks.vae, latent, plan.seeds[image])?, &plan)?;
+            for (row, image) in images.enumerate() {
+                take(decode(networks.vae, latents.rows(row, 1)?, plan.seeds[image])?, &plan)?;
+            }
         }
         clock.begin(Stage::Denoise, observe)?;
-        let latent = denoise(&plan, &networks, last, observe)?;
-        // The last picture, mostly the only one, is decoded when the other networks have made room.
+        let latents = denoise(&plan, &mut networks, &conditions, last.clone(), observe)?;
         drop(networks);
         self.release();
         clock.begin(Stage::Decode, observe)?;
         plan.fill_digests(&roles, digests.take())?;
-        take(decode(self.vae(plan.compute)?, latent, plan.seeds[last])?, &plan)?;
+        for (row, image) in last.enumerate() {
+            take(decode(self.vae(plan.compute)?, latents.rows(row, 1)?, plan.seeds[image])?, &plan)?;
+        }
         self.release();
         let timings = clock.finish(plan.seeds.len() * plan.steps);
         let photos = subject.map(Subject::into_reports).unwrap_or_default();
@@ -185,6 +190,12 @@ fn start_digests(request: &Request, stack: &Stack) -> Digests {
 }
 
 impl Plan {
+    /// The pictures that share their steps, by their places.
+    fn batches(&self) -> Vec<Range<usize>> {
+        let all = self.seeds.len();
+        (0..all).step_by(self.batch.max(1)).map(|first| first..(first + self.batch.max(1)).min(all)).collect()
+    }
+
     /// Whether the identity branch and IdentityNet have any weight.
     fn uses(&self) -> (bool, bool) {
         self.identity.as_ref().map_or((false, false), |id| (id.ip_adapter_scale != 0.0, id.identitynet_scale != 0.0))
@@ -234,67 +245,80 @@ impl Conditions {
 struct Networks<'a> {
     unet: &'a UNet,
     vae: &'a Vae,
-    context: UNetContext,
-    identitynet: Option<(&'a ControlNet, ControlNetContext)>,
+    identitynet: Option<&'a ControlNet>,
+    /// For so many pictures as share a step now.
+    contexts: Option<Contexts>,
     latent_channels: usize,
     factor: u32,
     ip_adapter_scale: f32,
     identitynet_scale: f32,
+}
+
+/// What does not change between the steps of a batch.
+struct Contexts {
+    pictures: usize,
+    unet: UNetContext,
+    identitynet: Option<ControlNetContext>,
     /// A step without IdentityNet and one with it.
     steps: Mutex<[Repeated; 2]>,
 }
 
 impl<'a> Networks<'a> {
-    fn build(plan: &Plan, conditions: &Conditions, session: &'a mut Session) -> Result<Networks<'a>> {
-        let Conditions { text, identity } = conditions;
+    fn build(plan: &Plan, session: &'a mut Session) -> Result<Networks<'a>> {
         let scales = plan.identity.as_ref().map_or((0.0, 0.0), |id| (id.identitynet_scale, id.ip_adapter_scale));
         let (identitynet_scale, ip_adapter_scale) = (scales.0 as f32, scales.1 as f32);
         let (latent_channels, factor) = (session.stack.latent_channels(), session.stack.vae_factor());
         let (branch, identitynet) = plan.uses();
-        let (unet, net, vae) = session.denoisers(plan.compute, branch, identitynet)?;
-        let tokens = identity.as_ref().map(|(tokens, _)| tokens);
-        let device = plan.compute.device;
-        let tokens_in_use = tokens.filter(|_| branch);
-        let mut context = device.run(|| unet.context(&text.tokens, tokens_in_use, text.added.as_ref()))?;
-        unet.set_guidance(&mut context, plan.guidance as f32)?;
-        let identitynet = match (net, identity) {
-            (Some(net), Some((tokens, hint))) => {
-                Some((net, device.run(|| net.context(tokens, text.added.as_ref(), hint))?))
-            }
-            _ => None,
-        };
-        Ok(Networks {
-            unet,
-            vae,
-            context,
-            identitynet,
-            latent_channels,
-            factor,
-            ip_adapter_scale,
-            identitynet_scale,
-            steps: Mutex::default(),
-        })
+        let (unet, identitynet, vae) = session.denoisers(plan.compute, branch, identitynet)?;
+        let contexts = None;
+        Ok(Networks { unet, vae, identitynet, contexts, latent_channels, factor, ip_adapter_scale, identitynet_scale })
     }
 
-    /// The guided prediction for a scaled latent `[1, h, w, c]` at a step.
+    /// Computes what does not change between the steps of so many `pictures`, unless that has been done.
+    fn prepare(&mut self, plan: &Plan, conditions: &Conditions, pictures: usize) -> Result<()> {
+        if self.contexts.as_ref().is_some_and(|contexts| contexts.pictures == pictures) {
+            return Ok(());
+        }
+        // Their memory first.
+        self.contexts = None;
+        let (branch, _) = plan.uses();
+        let device = plan.compute.device;
+        let Text { tokens, added, .. } = conditions.text.of(pictures)?;
+        let identity = conditions.identity.as_ref();
+        let identity = identity.map(|(tokens, hint)| Ok::<_, Error>((each(tokens, pictures)?, hint))).transpose()?;
+        let branch = identity.as_ref().map(|(tokens, _)| tokens).filter(|_| branch);
+        let mut unet = device.run(|| self.unet.context(&tokens, branch, added.as_ref()))?;
+        self.unet.set_guidance(&mut unet, plan.guidance as f32)?;
+        let identitynet = match (self.identitynet, &identity) {
+            (Some(net), Some((tokens, hint))) => Some(device.run(|| net.context(tokens, added.as_ref(), hint))?),
+            _ => None,
+        };
+        self.contexts = Some(Contexts { pictures, unet, identitynet, steps: Mutex::default() });
+        Ok(())
+    }
+
+    /// The guided prediction for scaled latents `[pictures, h, w, c]` at a step.
     fn predict(&self, plan: &Plan, x: &Tensor, timestep: f32, identitynet_works: bool) -> Result<Tensor> {
+        let Some(Contexts { pictures, unet: context, identitynet, steps }) = &self.contexts else {
+            return Error::refused("a step was asked for before its contexts were made");
+        };
         let x = if plan.guided { ops::repeat_rows(x, 2)? } else { x.clone() };
-        let beside = self.identitynet.as_ref().filter(|_| identitynet_works);
-        let mut inputs = vec![x, self.unet.time(timestep, &self.context)?];
+        let beside = self.identitynet.zip(identitynet.as_ref()).filter(|_| identitynet_works);
+        let mut inputs = vec![x, self.unet.time(timestep, context)?];
         if let Some((net, context)) = beside {
             inputs.push(net.time(timestep, context)?);
         }
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
         let work = |inputs: &[Tensor]| {
             let residuals = || {
-                let at = |(net, context): &(&ControlNet, ControlNetContext)| {
+                let at = |(net, context): (&ControlNet, &ControlNetContext)| {
                     net.forward_at(&inputs[0], &inputs[2], context, self.identitynet_scale)
                 };
                 beside.map(at).transpose()
             };
             let (x, temb) = (&inputs[0], &inputs[1]);
-            Ok(self.unet.forward_beside(x, temb, &self.context, self.ip_adapter_scale, residuals)?)
+            Ok(self.unet.forward_beside(x, temb, context, self.ip_adapter_scale, residuals)?)
         };
         let which = usize::from(beside.is_some());
         let out = match steps[which].call(plan.compute.device, &inputs, work) {
@@ -310,17 +334,34 @@ impl<'a> Networks<'a> {
             return Ok(ops::scale(&out, 1.0)?);
         }
         // negative + guidance * (positive - negative), Ho and Salimans 2022
-        let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
+        let (negative, positive) = (out.rows(0, *pictures)?, out.rows(*pictures, *pictures)?);
         Ok(ops::combine(&[((1.0 - plan.guidance) as f32, &negative), (plan.guidance as f32, &positive)])?)
     }
 }
 
-/// Samples one latent `[1, h, w, c]`.
-fn denoise(plan: &Plan, networks: &Networks, image: usize, observe: &mut Observer) -> Result<Tensor> {
+/// Each row of a condition `[halves, ..]` once for each picture: `[halves * pictures, ..]`, half by half.
+pub(crate) fn each(x: &Tensor, pictures: usize) -> Result<Tensor> {
+    if pictures == 1 {
+        return Ok(x.clone());
+    }
+    let halves = (0..x.dim(0)).map(|half| ops::repeat_rows(&x.rows(half, 1)?, pictures));
+    Ok(ops::concat_rows(&halves.collect::<tensor::Result<Vec<_>>>()?.iter().collect::<Vec<_>>())?)
+}
+
+/// Samples the latents `[pictures, h, w, c]` of `images`, given by their places.
+fn denoise(
+    plan: &Plan,
+    networks: &mut Networks,
+    conditions: &Conditions,
+    images: Range<usize>,
+    observe: &mut Observer,
+) -> Result<Tensor> {
+    networks.prepare(plan, conditions, images.len())?;
     let schedule = plan.schedule()?;
     let total = schedule.len();
-    let mut noise = Noise::new(plan, networks, plan.seeds[image]);
+    let mut noise = Noise::new(plan, networks, &plan.seeds[images.clone()]);
     let first = noise.draw()?;
+    let (first_image, together) = (images.start, images.len());
     let mut driver = Driver {
         model: &mut |step, x, timestep| {
             let identitynet_works = plan.identitynet_works(step, total);
@@ -331,35 +372,42 @@ fn denoise(plan: &Plan, networks: &Networks, image: usize, observe: &mut Observe
         },
         noise: &mut || noise.draw(),
         observer: &mut |step| {
-            observe(Event::Step { image, images: plan.seeds.len(), step: step.index + 1, steps: total })
+            let (step, images) = (step.index + 1, plan.seeds.len());
+            observe(Event::Step { image: first_image, together, images, step, steps: total })
         },
     };
     samplers::sample(&schedule, &first, &mut driver)
 }
 
-/// Noise of one picture's latent, drawn as torch draws it: channel by channel.
+/// Noise of the pictures' latents, each drawn from its own seed as torch draws it: channel by channel. Which pictures share
+/// a step therefore changes no noise.
 struct Noise {
-    generator: Generator,
-    shape: [usize; 4],
+    generators: Vec<Generator>,
+    /// Height, width, channels.
+    shape: [usize; 3],
     device: Device,
 }
 
 impl Noise {
-    fn new(plan: &Plan, networks: &Networks, seed: u64) -> Noise {
+    fn new(plan: &Plan, networks: &Networks, seeds: &[u64]) -> Noise {
         let source = match plan.rng {
             Rng::Cpu => Source::Cpu,
             Rng::Philox => Source::Philox,
         };
         let [h, w] = [plan.height, plan.width].map(|side| (side / networks.factor) as usize);
-        let shape = [1, h, w, networks.latent_channels];
-        Noise { generator: Generator::new(source, seed), shape, device: plan.compute.device }
+        let shape = [h, w, networks.latent_channels];
+        let generators = seeds.iter().map(|seed| Generator::new(source, *seed)).collect();
+        Noise { generators, shape, device: plan.compute.device }
     }
 
     fn draw(&mut self) -> Result<Tensor> {
-        let [_, h, w, c] = self.shape;
-        let planes = self.generator.randn(h * w * c);
-        let pixels: Vec<f32> = (0..h * w * c).map(|i| planes[i % c * h * w + i / c]).collect();
-        Ok(Tensor::from_f32(&self.device, DType::F32, &self.shape, &pixels)?)
+        let [h, w, c] = self.shape;
+        let mut pixels = Vec::with_capacity(self.generators.len() * h * w * c);
+        for generator in &mut self.generators {
+            let planes = generator.randn(h * w * c);
+            pixels.extend((0..h * w * c).map(|i| planes[i % c * h * w + i / c]));
+        }
+        Ok(Tensor::from_f32(&self.device, DType::F32, &[self.generators.len(), h, w, c], &pixels)?)
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn check(request: &Request, plan: &Plan, stack: &Stack) -> Result<()>
 
 /// Bytes for tensors on a GPU: what the user allows, else what is free and what this process holds there, since networks
 /// that are kept are counted as needed, too. None on the CPU.
-fn on_device(device: Device, vram: Option<u64>) -> Result<Option<u64>> {
+pub(crate) fn on_device(device: Device, vram: Option<u64>) -> Result<Option<u64>> {
     let Some((free, _)) = device.memory()? else { return Ok(None) };
     let ours = tensor::memory_use_of(&device)?;
     let there = vram::beside_others(free as u64, (ours.used + ours.free) as u64);
@@ -106,7 +106,7 @@ pub(crate) fn needs(plan: &Plan, stack: &Stack, keep: bool) -> Result<Needs> {
         text: text.iter().map(|text| f32s(text.table * 3 / 2 + 4 * text.layer)).max().unwrap_or(0),
         kept: if keep { f32s(kept) } else { 0 },
         tables: if keep { f32s(text.iter().map(|text| text.table).sum()) } else { 0 },
-        ..denoising.needs(stack.parameters(net.is_some()), halves * latent)
+        ..denoising.needs(stack.parameters(net.is_some()), plan.batch as u64 * halves * latent)
     })
 }
 
@@ -172,7 +172,7 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
     let decode = decode(vae, pixels, plan.compute.vae_dtype());
     // Of several pictures all but the last are decoded beside the denoising networks.
     let beside_decode = if plan.seeds.len() > 1 { decode } else { 0 };
-    let step = step(&unet.encoder, beside, halves * latent, plan.compute.dtype);
+    let step = step(&unet.encoder, beside, plan.batch as u64 * halves * latent, plan.compute.dtype);
     let denoise = weights + step.max(beside_decode);
     let text = stack.text_parameters() as u64 * bytes(DType::F32);
     denoise.max(text).max(decode)

@@ -17,7 +17,7 @@ const STEPS: usize = 30;
 const GUIDANCE: f64 = 5.0;
 const SCALE: f64 = 0.8;
 /// Networks of at most this many parameters run in f32 by default.
-const SMALL: usize = 400_000_000;
+pub(crate) const SMALL: usize = 400_000_000;
 
 /// A generation, decided.
 #[derive(Debug, Clone, Serialize)]
@@ -48,6 +48,8 @@ pub struct Plan {
     pub scheduler: serde_json::Value,
     /// Seed of each picture.
     pub seeds: Vec<u64>,
+    /// How many pictures share a step, as far as there are so many.
+    pub batch: usize,
     /// Source of noise.
     pub rng: Rng,
     /// The face, unless there is none or its weights are 0.
@@ -134,6 +136,7 @@ impl Plan {
             sampler_title: sampler.title(),
             scheduler: stack.scheduler().clone(),
             seeds: (0..request.count as u64).map(|i| seed + i).collect(),
+            batch: request.batch.unwrap_or(1).min(request.count),
             rng: request.rng,
             identity: None,
             device: compute.device.to_string(),

@@ -30,8 +30,8 @@ impl Session {
                 Ok(())
             };
             let mut shifted = |event| match event {
-                Event::Step { image, step, steps, .. } => {
-                    observe(Event::Step { image: image + before, images: request.count, step, steps })
+                Event::Step { image, together, step, steps, .. } => {
+                    observe(Event::Step { image: image + before, together, images: request.count, step, steps })
                 }
                 other => observe(other),
             };

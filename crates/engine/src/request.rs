@@ -120,6 +120,9 @@ pub struct Request {
     pub seed: Option<u64>,
     /// How many pictures; picture i has seed + i.
     pub count: usize,
+    /// How many pictures share a step; up to four if not given, where they fit on a GPU, and on the CPU of small
+    /// networks.
+    pub batch: Option<usize>,
     /// Source of noise.
     pub rng: Rng,
     /// Where to compute.
@@ -156,6 +159,7 @@ impl Request {
             size: None,
             seed: None,
             count: 1,
+            batch: None,
             rng: Rng::Cpu,
             device: DeviceChoice::Auto,
             precision: Precision::Auto,
@@ -175,6 +179,7 @@ impl Request {
         self.check_photos()?;
         between("--steps", self.steps.unwrap_or(1), 1, MAX_STEPS)?;
         between("--count", self.count, 1, MAX_COUNT)?;
+        between("--batch", self.batch.unwrap_or(1), 1, MAX_COUNT)?;
         between("--guidance", self.guidance.unwrap_or(1.0), 0.0, 100.0)?;
         between("--identitynet-scale", self.identitynet_scale.unwrap_or(1.0), 0.0, 10.0)?;
         between("--ip-adapter-scale", self.ip_adapter_scale.unwrap_or(1.0), 0.0, 10.0)?;

@@ -1,7 +1,6 @@
 //! Networks built from a stack: each when it is first needed, and kept or dropped after its stage.
 
-use crate::plan::Compute;
-use crate::plan::Plan;
+use crate::plan::{Compute, Plan, SMALL};
 use crate::request::{ModelPaths, Request};
 use crate::stack::{self, Stack};
 use crate::vram::Arrangement;
@@ -10,6 +9,9 @@ use faces::FaceAnalyzer;
 use nets::{ClipText, ControlNet, Resampler, UNet, Vae};
 use tensor::Device;
 use weights::Weights;
+
+/// More pictures share a step only where the user says so: each waits for all.
+const MOST_TOGETHER: usize = 4;
 
 /// The files of a stack and the networks built from them so far. One session makes one picture after another; it
 /// belongs to one thread.
@@ -72,9 +74,10 @@ impl Session {
     ///
     /// # Errors
     /// What the request needs at the least does not fit there.
-    pub(crate) fn arrange(&mut self, request: &Request, plan: &Plan) -> Result<Option<String>> {
+    pub(crate) fn arrange(&mut self, request: &Request, plan: &mut Plan) -> Result<Option<String>> {
         let compute = plan.compute;
         self.settle(compute);
+        plan.batch = self.batch(request, plan)?;
         if compute.device == Device::Cpu {
             self.arrangement = Arrangement::default();
             return Ok(request.vram.map(|_| "--vram has no effect, as the CPU computes".to_string()));
@@ -88,6 +91,25 @@ impl Session {
             self.drop_all();
         }
         Ok(arrangement.sentence(there, needs.always + needs.once))
+    }
+
+    /// How many pictures share a step: as many as the user says, else as fit without more waiting on the host. On the CPU
+    /// small networks gain by it, and large ones, which fill it alone, would only make the first picture wait.
+    fn batch(&self, request: &Request, plan: &Plan) -> Result<usize> {
+        if let Some(said) = request.batch {
+            return Ok(said.min(request.count));
+        }
+        let needs = |batch| memory::needs(&Plan { batch, ..plan.clone() }, &self.stack, self.keep);
+        let Some(there) = memory::on_device(plan.compute.device, request.vram)? else {
+            let small = self.stack.parameters(plan.identity.is_some()) <= SMALL;
+            return Ok(if small { request.count.min(MOST_TOGETHER) } else { 1 });
+        };
+        let alone = needs(1)?.arrange(there);
+        let mut batch = 1;
+        while batch < request.count.min(MOST_TOGETHER) && needs(batch + 1)?.arrange(there) == alone && alone.is_ok() {
+            batch += 1;
+        }
+        Ok(batch)
     }
 
     /// Drops all networks that were built.

@@ -1,5 +1,6 @@
 //! Prompts to what the UNet attends to.
 
+use crate::generate::each;
 use crate::plan::Plan;
 use crate::prompt::{self, Chunks, Syntax};
 use crate::session::Session;
@@ -15,6 +16,17 @@ pub(crate) struct Text {
     pub(crate) added: Option<Added>,
     /// What the user may want to know, in sentences.
     pub(crate) notes: Vec<String>,
+}
+
+impl Text {
+    /// The same for so many pictures: rows half by half.
+    pub(crate) fn of(&self, pictures: usize) -> Result<Text> {
+        let added = self.added.as_ref().map(|added| {
+            let time_ids = added.time_ids.iter().flat_map(|ids| vec![*ids; pictures]).collect();
+            Ok::<_, Error>(Added { pooled: each(&added.pooled, pictures)?, time_ids })
+        });
+        Ok(Text { tokens: each(&self.tokens, pictures)?, added: added.transpose()?, notes: Vec::new() })
+    }
 }
 
 /// One prompt through one encoder.
