@@ -77,7 +77,7 @@ impl Session {
     pub(crate) fn arrange(&mut self, request: &Request, plan: &mut Plan) -> Result<Option<String>> {
         let compute = plan.compute;
         self.settle(compute);
-        plan.batch = self.batch(request, plan)?;
+        plan.batch = self.batch(request, plan);
         if compute.device == Device::Cpu {
             self.arrangement = Arrangement::default();
             return Ok(request.vram.map(|_| "--vram has no effect, as the CPU computes".to_string()));
@@ -93,23 +93,15 @@ impl Session {
         Ok(arrangement.sentence(there, needs.always + needs.once))
     }
 
-    /// How many pictures share a step: as many as the user says, else as fit without more waiting on the host. On the CPU
-    /// small networks gain by it, and large ones, which fill it alone, would only make the first picture wait.
-    fn batch(&self, request: &Request, plan: &Plan) -> Result<usize> {
-        if let Some(said) = request.batch {
-            return Ok(said.min(request.count));
+    /// How many pictures share a step: as many as the user says. Else small networks on the CPU gain by it; large ones, which
+    /// fill it alone, would only make the first picture wait, and for GPUs nobody has measured it.
+    fn batch(&self, request: &Request, plan: &Plan) -> usize {
+        let gains = || plan.compute.device == Device::Cpu && self.stack.parameters(plan.identity.is_some()) <= SMALL;
+        match request.batch {
+            Some(said) => said.min(request.count),
+            None if gains() => request.count.min(MOST_TOGETHER),
+            None => 1,
         }
-        let needs = |batch| memory::needs(&Plan { batch, ..plan.clone() }, &self.stack, self.keep);
-        let Some(there) = memory::on_device(plan.compute.device, request.vram)? else {
-            let small = self.stack.parameters(plan.identity.is_some()) <= SMALL;
-            return Ok(if small { request.count.min(MOST_TOGETHER) } else { 1 });
-        };
-        let alone = needs(1)?.arrange(there);
-        let mut batch = 1;
-        while batch < request.count.min(MOST_TOGETHER) && needs(batch + 1)?.arrange(there) == alone && alone.is_ok() {
-            batch += 1;
-        }
-        Ok(batch)
     }
 
     /// Drops all networks that were built.

@@ -57,8 +57,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) count: Option<usize>,
 
     /// So many of the pictures share each step, which takes memory for all of them. Seeds mean the same; on a GPU pictures
-    /// may differ in their last bits from those made alone. [default: up to 4, as many as fit on a GPU; on the
-    /// CPU 4 of small models and 1 of large ones]
+    /// may differ in their last bits from those made alone. [default: on the CPU 4 of small models, else 1]
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "The picture")]
     pub(crate) batch: Option<usize>,
 
