@@ -1,8 +1,8 @@
 //! How much memory a request takes, so that what cannot fit is refused at once in a sentence, rather than killed by the
 //! system after minutes of work, and what a GPU cannot hold waits on the host.
 //!
-//! For the CPU only what is certain is counted: weights as the device holds them, the skip connections of the UNet with IdentityNet's beside them, the widest
-//! activations of UNet and VAE.
+//! For the CPU only what is certain is counted: weights as the device holds them, the skip connections of the UNet with
+//! IdentityNet's beside them, the widest activations of UNet and VAE.
 
 use crate::generate::{TILE, UNTILED_PIXELS};
 use crate::plan::{Compute, Plan};

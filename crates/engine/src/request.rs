@@ -120,8 +120,7 @@ pub struct Request {
     pub seed: Option<u64>,
     /// How many pictures; picture i has seed + i.
     pub count: usize,
-    /// How many pictures share a step; up to four if not given, where they fit on a GPU, and on the CPU of small
-    /// networks.
+    /// How many pictures share a step; if not given four of small networks on the CPU, else one.
     pub batch: Option<usize>,
     /// Source of noise.
     pub rng: Rng,

@@ -77,7 +77,9 @@ impl Session {
     pub(crate) fn arrange(&mut self, request: &Request, plan: &mut Plan) -> Result<Option<String>> {
         let compute = plan.compute;
         self.settle(compute);
-        plan.batch = self.batch(request, plan);
+        if request.batch.is_none() && self.gains_together(plan) {
+            plan.batch = request.count.min(MOST_TOGETHER);
+        }
         if compute.device == Device::Cpu {
             self.arrangement = Arrangement::default();
             return Ok(request.vram.map(|_| "--vram has no effect, as the CPU computes".to_string()));
@@ -93,15 +95,10 @@ impl Session {
         Ok(arrangement.sentence(there, needs.always + needs.once))
     }
 
-    /// How many pictures share a step: as many as the user says. Else small networks on the CPU gain by it; large ones, which
-    /// fill it alone, would only make the first picture wait, and for GPUs nobody has measured it.
-    fn batch(&self, request: &Request, plan: &Plan) -> usize {
-        let gains = || plan.compute.device == Device::Cpu && self.stack.parameters(plan.identity.is_some()) <= SMALL;
-        match request.batch {
-            Some(said) => said.min(request.count),
-            None if gains() => request.count.min(MOST_TOGETHER),
-            None => 1,
-        }
+    /// Whether pictures gain by sharing their steps, where the user does not say: small networks on the CPU do; large ones,
+    /// which fill it alone, would only make the first picture wait, and for GPUs nobody has measured it.
+    fn gains_together(&self, plan: &Plan) -> bool {
+        plan.compute.device == Device::Cpu && self.stack.parameters(plan.identity.is_some()) <= SMALL
     }
 
     /// Drops all networks that were built.
