@@ -2,7 +2,7 @@
 
 use super::fused::Shape;
 use super::kernels::Family;
-use super::linear::{Matrix, Product};
+use super::product::{Matrix, Product};
 use super::profile::Work;
 use super::{fresh, place};
 use crate::cpu::attention::Columns;

@@ -77,17 +77,39 @@ const LENGTH: f32 = 0.5;
 /// Candidates so much slower than the best are not repeated.
 const HOPELESS: f32 = 1.5;
 
+/// Two events between which time is taken, destroyed when dropped.
+struct Stopwatch {
+    before: sys::CUevent,
+    after: sys::CUevent,
+}
+
+impl Stopwatch {
+    fn new(gpu: &Gpu) -> Result<Stopwatch> {
+        let mut made = Stopwatch { before: std::ptr::null_mut(), after: std::ptr::null_mut() };
+        for event in [&mut made.before, &mut made.after] {
+            // SAFETY: a context is current; the result goes to a place of its type.
+            let result = unsafe { sys::cuEventCreate(event, sys::CUevent_flags::CU_EVENT_DEFAULT as u32) };
+            gpu.check("measuring", result)?;
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Stopwatch {
+    fn drop(&mut self) {
+        for event in [self.before, self.after].into_iter().filter(|event| !event.is_null()) {
+            // SAFETY: made by the driver, destroyed once; nothing waits for it.
+            unsafe { sys::cuEventDestroy_v2(event) };
+        }
+    }
+}
+
 impl Gpu {
     /// The fastest of `count` candidates, each of which `run` launches, giving false where it cannot be launched; none
     /// where no candidate can. The work is done again and again on the same operands, so it must not read its result.
     pub(super) fn fastest(&self, count: usize, mut run: impl FnMut(usize) -> bool) -> Result<Option<usize>> {
-        let (mut before, mut after) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT as u32;
-        // SAFETY: a context is current; the results go to places of their types.
-        let made = unsafe { [sys::cuEventCreate(&mut before, flags), sys::cuEventCreate(&mut after, flags)] };
-        for result in made {
-            self.check("measuring", result)?;
-        }
+        let watch = Stopwatch::new(self)?;
+        let (before, after) = (watch.before, watch.after);
         let mut time = |candidate: usize, times: usize| -> Result<Option<f32>> {
             let mut ms = 0f32;
             // SAFETY: events and stream are alive.
@@ -119,11 +141,6 @@ impl Gpu {
             if best.is_none_or(|(_, known)| ms < MARGIN * known) {
                 best = Some((candidate, ms));
             }
-        }
-        // SAFETY: destroyed once; nothing waits for them.
-        unsafe {
-            sys::cuEventDestroy_v2(before);
-            sys::cuEventDestroy_v2(after);
         }
         Ok(best.map(|(candidate, _)| candidate))
     }

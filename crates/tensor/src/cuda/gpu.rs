@@ -3,9 +3,9 @@
 use super::failure::Lost;
 use super::fork::{LazySide, aside};
 use super::kernels::Kernels;
-use super::linear::Blas;
 use super::memory::Pool;
 use super::parked::Lobbies;
+use super::product::Blas;
 use super::profile::Profile;
 use super::staging::Stagings;
 use super::{conv::Dnn, libraries};

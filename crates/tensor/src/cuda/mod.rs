@@ -22,6 +22,7 @@ pub(crate) mod narrow;
 pub(crate) mod norm;
 pub(crate) mod parked;
 mod peak;
+mod product;
 mod profile;
 mod recording;
 pub(crate) mod shape;

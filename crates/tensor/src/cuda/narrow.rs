@@ -3,8 +3,9 @@
 
 use super::gpu::Gpu;
 use super::kernels::Family;
-use super::linear::{Layer, Matrix, Product};
+use super::linear::Layer;
 use super::parked::Parked;
+use super::product::{Matrix, Product};
 use super::profile::Work;
 use super::{fresh, place, transfer};
 use crate::{DType, Result, Tensor};
