@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 mod fast;
 
+#[cfg(target_arch = "x86_64")]
+use super::epilogue::{past_caches, settle};
 use super::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
@@ -123,6 +125,8 @@ pub(crate) fn group_norm<T: Element>(
         *last = c;
     }
     Tensor::build::<T>(parts[0].device(), &shape, |out| {
+        #[cfg(target_arch = "x86_64")]
+        let past_caches = past_caches(out);
         for (picture, o) in out.chunks_mut(pixels * c).enumerate() {
             let of = |part: &Tensor| {
                 let size = pixels * part.last_dim();
@@ -148,8 +152,10 @@ pub(crate) fn group_norm<T: Element>(
                         // SAFETY: T is bf16, 16 bits, and the processor has the instructions; `o` holds as many pixels.
                         unsafe {
                             let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
-                            fast::apply(x, gain, offset, activation == Activation::Silu, o.as_mut_ptr().cast(), c);
+                            let silu = activation == Activation::Silu;
+                            fast::apply(x, gain, offset, silu, o.as_mut_ptr().cast(), c, past_caches);
                         }
+                        settle();
                         continue;
                     }
                     apply(x, gain, offset, activation, &mut vec![0f32; width], o, c);

@@ -51,33 +51,57 @@ pub(super) unsafe fn channel_sums(x: &[u16], shift: &[f32], sums: &mut [f32], sq
     }
 }
 
-/// As `apply`, without activation or with SiLU.
+/// `y` or its SiLU.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn activated(y: __m512, silu: bool) -> __m512 {
+    if !silu {
+        return y;
+    }
+    // 2^(-y log2 e), at most 2^126. The second operand passes where one is no number.
+    let z = _mm512_mul_ps(y, _mm512_set1_ps(-std::f32::consts::LOG2_E));
+    let z = _mm512_min_ps(_mm512_set1_ps(126.0), z);
+    let r = _mm512_reduce_ps::<0x08>(z);
+    let p = _mm512_fmadd_ps(_mm512_set1_ps(5.517_166e-2), r, _mm512_set1_ps(2.426_111_4e-1));
+    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.932_61e-1));
+    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.999_281e-1));
+    let e = _mm512_scalef_ps(p, _mm512_sub_ps(z, r));
+    _mm512_mul_ps(y, _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0), e)))
+}
+
+/// As `apply`, without activation or with SiLU; `past_caches` as in the epilogue.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn apply(x: &[u16], gain: &[f32], offset: &[f32], silu: bool, out: *mut u16, stride: usize) {
+pub(super) unsafe fn apply(
+    x: &[u16],
+    gain: &[f32],
+    offset: &[f32],
+    silu: bool,
+    out: *mut u16,
+    stride: usize,
+    past_caches: bool,
+) {
     let c = gain.len();
-    let one = _mm512_set1_ps(1.0);
+    let past_caches = past_caches && (c | stride).is_multiple_of(32) && out.addr().is_multiple_of(64);
     for (i, pixel) in x.chunks_exact(c).enumerate() {
+        // SAFETY: callers give `c` numbers for each pixel, and masks end there.
+        let part = |at: usize, mask: __mmask16| unsafe {
+            let g = _mm512_maskz_loadu_ps(mask, gain.as_ptr().add(at));
+            let t = _mm512_maskz_loadu_ps(mask, offset.as_ptr().add(at));
+            activated(_mm512_fmadd_ps(load(pixel.as_ptr().add(at), mask), g, t), silu)
+        };
+        if past_caches {
+            for at in (0..c).step_by(32) {
+                let both = _mm512_cvtne2ps_pbh(part(at + 16, 0xffff), part(at, 0xffff));
+                // SAFETY: as above; whole lines of the cache.
+                unsafe { _mm512_stream_si512(out.add(i * stride + at).cast(), std::mem::transmute(both)) };
+            }
+            continue;
+        }
         for at in (0..c).step_by(16) {
             let mask = below(c, at);
-            // SAFETY: all of these have `c` numbers for each pixel, and masks end there.
-            unsafe {
-                let g = _mm512_maskz_loadu_ps(mask, gain.as_ptr().add(at));
-                let t = _mm512_maskz_loadu_ps(mask, offset.as_ptr().add(at));
-                let mut y = _mm512_fmadd_ps(load(pixel.as_ptr().add(at), mask), g, t);
-                if silu {
-                    // 2^(-y log2 e), at most 2^126. The second operand passes where one is no number.
-                    let z = _mm512_mul_ps(y, _mm512_set1_ps(-std::f32::consts::LOG2_E));
-                    let z = _mm512_min_ps(_mm512_set1_ps(126.0), z);
-                    let r = _mm512_reduce_ps::<0x08>(z);
-                    let p = _mm512_fmadd_ps(_mm512_set1_ps(5.517_166e-2), r, _mm512_set1_ps(2.426_111_4e-1));
-                    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.932_61e-1));
-                    let p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.999_281e-1));
-                    let e = _mm512_scalef_ps(p, _mm512_sub_ps(z, r));
-                    y = _mm512_mul_ps(y, _mm512_rcp14_ps(_mm512_add_ps(one, e)));
-                }
-                let y: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(y));
-                _mm256_mask_storeu_epi16(out.add(i * stride + at).cast(), mask, y);
-            }
+            let y = _mm512_cvtneps_pbh(part(at, mask));
+            // SAFETY: as above.
+            unsafe { _mm256_mask_storeu_epi16(out.add(i * stride + at).cast(), mask, std::mem::transmute(y)) };
         }
     }
 }
