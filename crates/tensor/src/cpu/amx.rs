@@ -51,17 +51,24 @@ const fn steps(bytes: usize) -> [usize; MOST_STEPS] {
     all
 }
 
+/// Whether this processor has bf16 tiles, whatever its system lets processes use.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn on_chip() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
+    #[allow(unused_unsafe)] // not unsafe in later versions of Rust
+    unsafe {
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES_AND_BF16 == TILES_AND_BF16
+    }
+}
+
 /// Whether this processor has bf16 tiles and the kernel lets this process use them, for which it is asked.
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(feature = "imitated-tiles")))]
 pub(crate) fn available() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    const TILES_AND_BF16: u32 = 1 << 24 | 1 << 22;
     const SYS_ARCH_PRCTL: usize = 158;
     const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
     const XFEATURE_XTILEDATA: usize = 18;
-    #[allow(unused_unsafe)] // not unsafe in later versions of Rust
-    let has = unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILES_AND_BF16 == TILES_AND_BF16 };
-    if !has {
+    if !on_chip() {
         return false;
     }
     let mut result = SYS_ARCH_PRCTL;

@@ -91,17 +91,20 @@ pub(super) unsafe fn apply(
         };
         if past_caches {
             for at in (0..c).step_by(32) {
-                let both = _mm512_cvtne2ps_pbh(part(at + 16, 0xffff), part(at, 0xffff));
+                // SAFETY: both are the same bits.
+                let both: __m512i =
+                    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(part(at + 16, 0xffff), part(at, 0xffff))) };
                 // SAFETY: as above; whole lines of the cache.
-                unsafe { _mm512_stream_si512(out.add(i * stride + at).cast(), std::mem::transmute(both)) };
+                unsafe { _mm512_stream_si512(out.add(i * stride + at).cast(), both) };
             }
             continue;
         }
         for at in (0..c).step_by(16) {
             let mask = below(c, at);
-            let y = _mm512_cvtneps_pbh(part(at, mask));
+            // SAFETY: both are the same bits.
+            let y: __m256i = unsafe { std::mem::transmute(_mm512_cvtneps_pbh(part(at, mask))) };
             // SAFETY: as above.
-            unsafe { _mm256_mask_storeu_epi16(out.add(i * stride + at).cast(), mask, std::mem::transmute(y)) };
+            unsafe { _mm256_mask_storeu_epi16(out.add(i * stride + at).cast(), mask, y) };
         }
     }
 }
