@@ -5,8 +5,8 @@
 //!
 //! A tile register holds 16 rows of 64 bytes. Packed columns (see `micro`) are right-hand tiles as they lie, rows of a
 //! matrix are left-hand tiles as they lie. Bound: the tile unit, 16 cycles for each of the four products of a step,
-//! beside four tile loads; these hide behind the products only while the processor does not throttle, and then each
-//! costs its latency, so columns are fetched a step ahead.
+//! beside four tile loads; these hide behind the products only while the processor does not throttle. While it does, a tile
+//! instruction that comes less than eight instructions after another waits 22 cycles more, so all of them have that distance.
 
 use super::micro::NR;
 
@@ -93,11 +93,16 @@ pub(crate) fn available() -> bool {
     cfg!(feature = "imitated-tiles")
 }
 
-/// Fetches lines of the next step's columns, so many bytes from where this one's begin, into the first-level cache.
+/// Instructions that do nothing, so many that tile instructions lie eight or more apart.
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
-macro_rules! near {
+macro_rules! gap {
+    () => {
+        "nop\nnop\nnop\nnop\nnop\nnop\nnop\nnop"
+    };
+    // Behind four that fetch lines of the next step's columns, so many bytes from where this one's begin, into the
+    // first-level cache.
     ($($bytes:literal),*) => {
-        concat!($("prefetcht0 [{b} + ", $bytes, "]\n"),*)
+        concat!($("prefetcht0 [{b} + ", $bytes, "]\n",)* "nop\nnop\nnop\nnop")
     };
 }
 
@@ -145,31 +150,43 @@ impl Tiles {
                 "test {accumulate:e}, {accumulate:e}",
                 "jz 2f",
                 "tileloadd tmm0, [{c} + {line}*1]",
+                gap!(),
                 "tileloadd tmm1, [{c} + {line}*1 + 64]",
+                gap!(),
                 "tileloadd tmm2, [{c} + {line}*1 + 2048]",
+                gap!(),
                 "tileloadd tmm3, [{c} + {line}*1 + 2112]",
+                gap!(),
                 "jmp 3f",
                 "2:",
                 "tilezero tmm0",
+                gap!(),
                 "tilezero tmm1",
+                gap!(),
                 "tilezero tmm2",
+                gap!(),
                 "tilezero tmm3",
+                gap!(),
                 "3:",
                 "mov {x}, [{at}]",
                 "lea {y}, [{a16} + {x}]",
                 "add {x}, {a}",
                 "tileloadd tmm4, [{x} + {row}*1]",
+                gap!(2048, 2112, 2176, 2240),
                 "tileloadd tmm6, [{b} + {line}*1]",
+                gap!(2304, 2368, 2432, 2496),
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                near!(2048, 2112, 2176, 2240, 2304, 2368, 2432, 2496),
+                gap!(2560, 2624, 2688, 2752),
                 "tileloadd tmm5, [{y} + {row}*1]",
+                gap!(2816, 2880, 2944, 3008),
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                near!(2560, 2624, 2688, 2752, 2816, 2880, 2944, 3008),
+                gap!(3072, 3136, 3200, 3264),
                 "tileloadd tmm7, [{b} + {line}*1 + 64]",
+                gap!(3328, 3392, 3456, 3520),
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                near!(3072, 3136, 3200, 3264, 3328, 3392, 3456, 3520),
+                gap!(3584, 3648, 3712, 3776),
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                near!(3584, 3648, 3712, 3776, 3840, 3904, 3968, 4032),
+                gap!(3840, 3904, 3968, 4032),
                 "prefetcht1 [{ahead}]",
                 "prefetcht1 [{ahead} + 64]",
                 "prefetcht1 [{ahead} + 128]",
@@ -180,8 +197,11 @@ impl Tiles {
                 "dec {steps}",
                 "jnz 3b",
                 "tilestored [{c} + {line}*1], tmm0",
+                gap!(),
                 "tilestored [{c} + {line}*1 + 64], tmm1",
+                gap!(),
                 "tilestored [{c} + {line}*1 + 2048], tmm2",
+                gap!(),
                 "tilestored [{c} + {line}*1 + 2112], tmm3",
                 accumulate = in(reg) u32::from(accumulate),
                 steps = inout(reg) steps.len() => _,

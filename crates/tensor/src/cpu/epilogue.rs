@@ -12,6 +12,8 @@ use super::{SharedMut, math};
 use crate::DType;
 use crate::ops::Activation;
 use crate::tensor::Element;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 
 /// The epilogue of a product with `width` columns of output.
 pub(crate) struct Epilogue<'a, T> {
@@ -80,44 +82,48 @@ impl<T: Element> Epilogue<'_, T> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn finish_panel(&self, tile: &Tile, column: usize) {
-        use std::arch::x86_64::*;
-        let wide = |x: *const T| {
-            // SAFETY: callers give the address of NR numbers of 16 bits.
-            let both = unsafe { _mm512_loadu_si512(x.cast()) };
-            let part = |half| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-            (part(_mm512_castsi512_si256(both)), part(_mm512_extracti64x4_epi64(both, 1)))
-        };
+        let first = tile.column + column;
         let bias = match self.bias {
             // SAFETY: the bias has a number for each column.
             Some(bias) => unsafe {
-                let bias = bias[tile.column + column..][..NR].as_ptr();
-                (_mm512_loadu_ps(bias), _mm512_loadu_ps(bias.add(16)))
+                let bias = bias[first..][..NR].as_ptr();
+                [_mm512_loadu_ps(bias), _mm512_loadu_ps(bias.add(16))]
             },
-            None => (_mm512_setzero_ps(), _mm512_setzero_ps()),
+            None => [_mm512_setzero_ps(); 2],
         };
-        for r in 0..tile.rows {
-            let row = tile.row + r;
-            let at = row * self.width + tile.column + column;
-            let values = tile.values[r * tile.stride + column..][..NR].as_ptr();
-            // SAFETY: all of these hold NR numbers for this row.
+        let mut from = 0;
+        while from < tile.rows {
+            // So many rows of one picture, which have the same numbers added.
+            let row = tile.row + from;
+            let (count, add) = match self.channel_add {
+                Some((add, rows)) => {
+                    let add = add[row / rows * self.width + first..][..NR].as_ptr();
+                    // SAFETY: NR numbers of 16 bits.
+                    ((tile.rows - from).min(rows - row % rows), Some(unsafe { wide(add.cast()) }))
+                }
+                None => (tile.rows - from, None),
+            };
+            let at = row * self.width + first;
+            let lines = Lines {
+                count,
+                values: tile.values[from * tile.stride + column..][..(count - 1) * tile.stride + NR].as_ptr(),
+                stride: tile.stride,
+                // SAFETY: the tile lies in the output.
+                out: unsafe { self.out.range(at, NR) }.as_mut_ptr().cast::<u16>(),
+                residual: self.residual.map(|x| x[at..][..(count - 1) * self.width + NR].as_ptr().cast::<u16>()),
+                width: self.width,
+            };
+            let past_caches = self.past_caches && self.width.is_multiple_of(NR) && lines.out.addr().is_multiple_of(64);
+            // SAFETY: all of that lies in memory.
             unsafe {
-                let mut low = _mm512_add_ps(_mm512_loadu_ps(values), bias.0);
-                let mut high = _mm512_add_ps(_mm512_loadu_ps(values.add(16)), bias.1);
-                if let Some((add, rows)) = self.channel_add {
-                    let add = wide(add[row / rows * self.width + tile.column + column..][..NR].as_ptr());
-                    (low, high) = (_mm512_add_ps(low, add.0), _mm512_add_ps(high, add.1));
-                }
-                if let Some(residual) = self.residual {
-                    let residual = wide(residual[at..][..NR].as_ptr());
-                    (low, high) = (_mm512_add_ps(low, residual.0), _mm512_add_ps(high, residual.1));
-                }
-                let out = self.out.range(at, NR).as_mut_ptr();
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-                match self.past_caches && out.addr().is_multiple_of(64) {
-                    true => _mm512_stream_si512(out.cast(), both),
-                    false => _mm512_storeu_si512(out.cast(), both),
+                match (past_caches, lines.residual.is_some()) {
+                    (false, false) => lines.finish::<false, false>(bias, add),
+                    (false, true) => lines.finish::<false, true>(bias, add),
+                    (true, false) => lines.finish::<true, false>(bias, add),
+                    (true, true) => lines.finish::<true, true>(bias, add),
                 }
             }
+            from += count;
         }
     }
 
@@ -128,7 +134,6 @@ impl<T: Element> Epilogue<'_, T> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn finish_geglu_panel(&self, tile: &Tile, column: usize) {
-        use std::arch::x86_64::*;
         // As `math::gelu_16_bits`.
         let gelu = |x: __m512| {
             let t = _mm512_max_ps(_mm512_set1_ps(-4.0), _mm512_min_ps(_mm512_set1_ps(4.0), x));
@@ -174,6 +179,68 @@ impl<T: Element> Epilogue<'_, T> {
             self.bias.map(|b| (&b[tile.column..][..tile.columns], &b[self.width + tile.column..][..tile.columns]));
         geglu_rows(tile, bias, self.out, self.width);
     }
+}
+
+/// Rows of one panel of bf16, where they lie.
+#[cfg(target_arch = "x86_64")]
+struct Lines {
+    count: usize,
+    values: *const f32,
+    /// From one row of values to the next.
+    stride: usize,
+    out: *mut u16,
+    residual: Option<*const u16>,
+    /// From one row of output and residual to the next.
+    width: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Lines {
+    /// Nothing but what each row needs: the tile unit waits meanwhile.
+    ///
+    /// # Safety
+    /// Rows of [`NR`] numbers lie there; those written past the caches begin with a line of them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn finish<const PAST_CACHES: bool, const RESIDUAL: bool>(self, bias: [__m512; 2], add: Option<[__m512; 2]>) {
+        let Lines { count, mut values, stride, mut out, residual, width } = self;
+        let mut residual = residual.unwrap_or(out);
+        for _ in 0..count {
+            // SAFETY: as promised.
+            unsafe {
+                let mut low = _mm512_add_ps(_mm512_loadu_ps(values), bias[0]);
+                let mut high = _mm512_add_ps(_mm512_loadu_ps(values.wrapping_add(16)), bias[1]);
+                if let Some(add) = add {
+                    (low, high) = (_mm512_add_ps(low, add[0]), _mm512_add_ps(high, add[1]));
+                }
+                if RESIDUAL {
+                    let residual = wide(residual);
+                    (low, high) = (_mm512_add_ps(low, residual[0]), _mm512_add_ps(high, residual[1]));
+                }
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                match PAST_CACHES {
+                    true => _mm512_stream_si512(out.cast(), both),
+                    false => _mm512_storeu_si512(out.cast(), both),
+                }
+            }
+            values = values.wrapping_add(stride);
+            out = out.wrapping_add(width);
+            residual = residual.wrapping_add(width);
+        }
+    }
+}
+
+/// [`NR`] numbers of bf16 as f32.
+///
+/// # Safety
+/// They lie there.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn wide(x: *const u16) -> [__m512; 2] {
+    // SAFETY: as promised.
+    let half = |at: usize| unsafe { _mm256_loadu_si256(x.add(at).cast()) };
+    [half(0), half(16)].map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))))
 }
 
 simd! {
