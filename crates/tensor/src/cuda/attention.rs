@@ -13,13 +13,15 @@ pub(super) const HEADS: [usize; 8] = [16, 32, 48, 64, 80, 96, 128, 160];
 
 /// Queries of a block of the general kernel.
 const QUERIES: usize = 16;
-/// Up to this width of a head there is a kernel with twice as many queries in a block, for one branch.
-const NARROW: usize = 64;
+/// Up to this width of a head there are a kernel with twice as many queries in a block, for one branch, and one for few keys.
+pub(super) const NARROW: usize = 64;
 /// The widest head that it takes.
 const WIDEST: usize = 512;
 
 /// Keys of a tile of the kernel on tensor cores.
 const TILE: usize = 64;
+/// The most keys that the kernel for few keys takes, of the first branch and of the second.
+const FEW: [usize; 2] = [80, 16];
 /// From so many queries on blocks of twice as many still fill the card.
 const MANY: usize = 512;
 /// The widest head that cuDNN is asked about; from Hopper on it is faster where blocks of many queries are.
@@ -85,7 +87,9 @@ pub(crate) fn forward(
     if head.is_none() && d > WIDEST {
         return Err(Error::argument("attention", format!("a head is {d} wide; on a GPU {WIDEST} is the widest")));
     }
+    let few = kv.k.dim(1) <= FEW[0] && second.is_none_or(|(kv, _)| kv.k.dim(1) <= FEW[1]) && !causal;
     let (name, block, shared) = match head {
+        Some(head) if few && head <= NARROW => ("attend_few", 64, (64 + 2 * (FEW[0] + FEW[1])) * (head + 8) * 2),
         Some(head) if head <= NARROW && second.is_none() && n >= MANY => {
             ("attend_many", 128, 4 * TILE * (head + 8) * 2)
         }
@@ -105,7 +109,11 @@ pub(crate) fn forward(
             return Ok(out);
         }
     }
-    let family = if head.is_some() { Family::AttentionTiles } else { Family::Attention };
+    let family = match head {
+        Some(_) if name == "attend_few" => Family::AttentionFew,
+        Some(_) => Family::AttentionTiles,
+        None => Family::Attention,
+    };
     let kernel = gpu.kernel_for(family, head.unwrap_or(0), name, Some(dtype), shared)?;
     let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
     let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);

@@ -14,6 +14,8 @@ use std::sync::{Mutex, OnceLock};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Family {
     Attention,
+    /// As `AttentionTiles`.
+    AttentionFew,
     /// Compiled for each width of a head.
     AttentionTiles,
     Conv,
@@ -27,6 +29,7 @@ impl Family {
     fn name(self) -> &'static str {
         match self {
             Family::Attention => "attention.cu",
+            Family::AttentionFew => "attention_few.cu",
             Family::AttentionTiles => "attention_tiles.cu",
             Family::Conv => "conv.cu",
             Family::Elementwise => "elementwise.cu",
@@ -40,6 +43,7 @@ impl Family {
     fn source(self, head: usize) -> String {
         let own = match self {
             Family::Attention => include_str!("../kernels/attention.cu"),
+            Family::AttentionFew => include_str!("../kernels/attention_few.cu"),
             Family::AttentionTiles => include_str!("../kernels/attention_tiles.cu"),
             Family::Conv => include_str!("../kernels/conv.cu"),
             Family::Elementwise => include_str!("../kernels/elementwise.cu"),
@@ -49,7 +53,10 @@ impl Family {
         };
         let head = if head == 0 { String::new() } else { format!("#define HEAD {head}\n") };
         let shared = match self {
-            Family::Attention | Family::AttentionTiles => include_str!("../kernels/attention.cuh"),
+            Family::Attention => include_str!("../kernels/attention.cuh"),
+            Family::AttentionFew | Family::AttentionTiles => {
+                concat!(include_str!("../kernels/attention.cuh"), include_str!("../kernels/fragments.cuh"))
+            }
             _ => "",
         };
         format!("{head}{}{shared}\n#line 1 \"{}\"\n{own}", include_str!("../kernels/common.cuh"), self.name())
@@ -63,8 +70,7 @@ type Unit = (Family, usize);
 const UNASKED: usize = 46 << 10;
 
 /// What every picture needs: compiled together.
-const USUAL: [Unit; 4] =
-    [(Family::AttentionTiles, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
+const USUAL: [Unit; 4] = [(Family::AttentionFew, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
 
 /// The kernels of one GPU that were asked for so far.
 #[derive(Default)]
@@ -326,7 +332,8 @@ mod tests {
         let plain =
             [Family::Conv, Family::Elementwise, Family::Narrow, Family::Norm, Family::Shape].map(|family| (family, 0));
         let heads = crate::cuda::attention::HEADS.map(|head| (Family::AttentionTiles, head));
-        for (family, head) in plain.into_iter().chain(heads).chain([(Family::Attention, 0)]) {
+        let few = [16, crate::cuda::attention::NARROW].map(|head| (Family::AttentionFew, head));
+        for (family, head) in plain.into_iter().chain(heads).chain(few).chain([(Family::Attention, 0)]) {
             for arch in ["sm_75", "sm_90", "compute_80"] {
                 let options = [format!("--gpu-architecture={arch}"), "--std=c++17".to_string()];
                 let image = compile(&family.source(head), family.name(), &options);
