@@ -1,5 +1,6 @@
 //! One GPU: its context, its stream, and launching kernels on it.
 
+use super::counters::Counters;
 use super::failure::Lost;
 use super::fork::{LazySide, aside};
 use super::kernels::Kernels;
@@ -25,7 +26,7 @@ pub(crate) struct Gpu {
     pub(super) multiprocessors: i32,
     /// Bytes of shared memory that a block may ask for.
     pub(super) shared: usize,
-    context: sys::CUcontext,
+    pub(super) context: sys::CUcontext,
     stream: sys::CUstream,
     /// For work beside other work.
     pub(super) side: LazySide,
@@ -34,6 +35,8 @@ pub(crate) struct Gpu {
     /// Where weights arrive that wait on the host.
     pub(super) lobby: Lobbies,
     pub(super) lost: Lost,
+    /// Of the recording that is being made.
+    pub(super) counters: Mutex<Option<Counters>>,
     /// Held for writing while a thread records: what others asked for would become part of the record.
     turns: RwLock<()>,
     pub(super) kernels: Kernels,
@@ -192,6 +195,7 @@ impl Gpu {
             staging: Stagings::default(),
             lobby: Lobbies::default(),
             lost: Lost::default(),
+            counters: Mutex::default(),
             turns: RwLock::default(),
             kernels: Kernels::default(),
             profile: Profile::default(),

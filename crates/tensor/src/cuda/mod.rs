@@ -9,6 +9,7 @@
 pub(crate) mod attention;
 mod choice;
 pub(crate) mod conv;
+mod counters;
 pub(crate) mod elementwise;
 mod failure;
 mod fork;

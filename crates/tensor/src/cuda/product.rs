@@ -105,9 +105,16 @@ struct Plan {
     weight: lt::cublasLtMatrixLayout_t,
     input: lt::cublasLtMatrixLayout_t,
     output: lt::cublasLtMatrixLayout_t,
-    algorithm: lt::cublasLtMatmulAlgo_t,
+    algorithm: Algorithm,
     /// Others that the library names, in the order in which it expects them to be fast, until one was chosen.
-    candidates: Vec<lt::cublasLtMatmulAlgo_t>,
+    candidates: Vec<Algorithm>,
+}
+
+/// One way of computing a product, and the bytes of scratch memory that it needs.
+#[derive(Clone, Copy)]
+struct Algorithm {
+    how: lt::cublasLtMatmulAlgo_t,
+    scratch: usize,
 }
 
 /// cuBLASLt on one GPU.
@@ -243,7 +250,10 @@ impl Blas {
             lt::cublasLtMatmulPreferenceDestroy(preference);
             ok(asked)?;
             let found = found.iter().take(count.max(0) as usize);
-            let candidates: Vec<_> = found.filter(|f| ok(f.state).is_some()).map(|f| f.algo).collect();
+            let candidates: Vec<_> = found
+                .filter(|f| ok(f.state).is_some())
+                .map(|f| Algorithm { how: f.algo, scratch: f.workspaceSize })
+                .collect();
             let algorithm = *candidates.first()?;
             Some(Plan { description, weight, input, output, algorithm, candidates })
         }
@@ -282,11 +292,13 @@ impl Gpu {
                     .is_some()
             }
         });
-        let scratch = workspaces[usize::from(aside())];
+        let shared = workspaces[usize::from(aside())];
         // SAFETY: the layouts were made from the sizes for which the caller vouches; the workspace is as large as the
         // preference said; products of a stream run one after the other.
-        let launch =
-            |plan: &Plan, algorithm: &_| unsafe { told && self.multiply(*handle, plan, algorithm, product, scratch) };
+        let launch = |plan: &Plan, algorithm: &Algorithm| unsafe {
+            let scratch = self.counter(algorithm.scratch).unwrap_or(shared);
+            told && self.multiply(*handle, plan, algorithm, product, scratch)
+        };
         if plan.candidates.len() > 1 && !records() {
             let choices = choices.get_or_insert_with(|| Choices::open(self, &format!("cuBLASLt {}", version())));
             let chosen = plan.choose(choices, &key.name(), *handle, |algorithms| {
@@ -309,12 +321,12 @@ impl Gpu {
     /// Launches a product; false where the library refuses it.
     ///
     /// # Safety
-    /// As [`Gpu::product`]; `scratch` has the size of a workspace.
+    /// As [`Gpu::product`]; `scratch` has the size that the algorithm asks for.
     unsafe fn multiply(
         &self,
         handle: lt::cublasLtHandle_t,
         plan: &Plan,
-        algorithm: &lt::cublasLtMatmulAlgo_t,
+        algorithm: &Algorithm,
         product: &Product,
         scratch: u64,
     ) -> bool {
@@ -334,9 +346,9 @@ impl Gpu {
                 plan.output,
                 product.out.at as *mut c_void,
                 plan.output,
-                algorithm,
+                &algorithm.how,
                 scratch as *mut c_void,
-                WORKSPACE,
+                algorithm.scratch,
                 self.stream().cast(),
             )
         };
@@ -357,12 +369,12 @@ impl Plan {
         choices: &mut Choices,
         name: &str,
         handle: lt::cublasLtHandle_t,
-        fastest: impl FnOnce(&[lt::cublasLtMatmulAlgo_t]) -> Result<Option<usize>>,
-    ) -> Result<lt::cublasLtMatmulAlgo_t> {
+        fastest: impl FnOnce(&[Algorithm]) -> Result<Option<usize>>,
+    ) -> Result<Algorithm> {
         if let Some(&known) = choices.get(name).and_then(|numbers| numbers.first_chunk()) {
             let known = lt::cublasLtMatmulAlgo_t { data: known };
             // SAFETY: descriptions and handle are alive; the result goes to a place of its type.
-            let fits = unsafe {
+            let scratch = unsafe {
                 let mut said: lt::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
                 let (weight, input, output) = (self.weight, self.input, self.output);
                 let asked = lt::cublasLtMatmulAlgoCheck(
@@ -375,17 +387,18 @@ impl Plan {
                     &known,
                     &mut said,
                 );
-                ok(asked).and_then(|()| ok(said.state)).is_some() && said.workspaceSize <= WORKSPACE
+                let fits = ok(asked).and_then(|()| ok(said.state)).is_some() && said.workspaceSize <= WORKSPACE;
+                fits.then_some(said.workspaceSize)
             };
-            if fits {
-                return Ok(known);
+            if let Some(scratch) = scratch {
+                return Ok(Algorithm { how: known, scratch });
             }
         }
         if !choices.are_kept() {
             return Ok(self.algorithm);
         }
         let chosen = fastest(&self.candidates)?.map_or(self.algorithm, |candidate| self.candidates[candidate]);
-        choices.put(name.to_string(), &chosen.data);
+        choices.put(name.to_string(), &chosen.how.data);
         Ok(chosen)
     }
 }

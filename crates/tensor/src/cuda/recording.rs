@@ -14,6 +14,8 @@ pub(crate) struct Recording {
     blocks: Option<Blocks>,
     /// Where its weights arrive that wait on the host.
     _ring: Option<Arc<Buffer>>,
+    /// Its launches' counters.
+    _counters: Option<Buffer>,
 }
 
 // SAFETY: the graph is launched on the GPU's one stream, from whichever thread; nothing else touches the handle.
@@ -33,6 +35,7 @@ impl Capture<'_> {
         let turn = gpu.turn_to_record()?;
         // Its memory may be that of the recording's own.
         gpu.close_ring();
+        gpu.begin_counters()?;
         lock(&gpu.pool).set_apart();
         let mut capture = Capture { gpu, open: false, _turn: turn };
         let relaxed = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -45,23 +48,26 @@ impl Capture<'_> {
     /// Ends the capture: what can be launched, and the memory that it works in.
     fn end(mut self) -> Result<Recording> {
         let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let counters = self.gpu.end_counters();
         self.open = false;
         // SAFETY: ends what `begin` started; the results go to places of their types, and the graph is destroyed once,
         // after what is launched was made of it.
         let made = unsafe {
             let ended = sys::cuStreamEndCapture(self.gpu.stream(), &mut graph);
             let made = self.gpu.check("ending a recording", ended).and_then(|()| {
-                self.gpu.check("preparing a recording", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0))
+                let counters = counters.map(|counters| counters.gather(self.gpu, graph)).transpose()?;
+                let made = sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0);
+                self.gpu.check("preparing a recording", made).map(|()| counters)
             });
             if !graph.is_null() {
                 sys::cuGraphDestroy(graph);
             }
             made
         };
-        made?;
+        let _counters = made?;
         // Only now: until the recording has ended, memory for others could not be waited for.
         let ring = self.gpu.close_ring();
-        Ok(Recording { gpu: self.gpu, graph: ready, blocks: lock(&self.gpu.pool).take_apart(), _ring: ring })
+        Ok(Recording { gpu: self.gpu, graph: ready, blocks: lock(&self.gpu.pool).take_apart(), _ring: ring, _counters })
     }
 }
 
@@ -77,7 +83,8 @@ impl Drop for Capture<'_> {
                 }
             }
         }
-        // None is left where the recording has ended well.
+        // None are left where the recording has ended well.
+        self.gpu.end_counters();
         self.gpu.close_ring();
         let mut pool = lock(&self.gpu.pool);
         if let Some(blocks) = pool.take_apart() {
