@@ -1,6 +1,6 @@
 //! IdentityNet: a ControlNet (arXiv:2302.05543) that reads keypoints and identity tokens instead of a prompt.
 
-use crate::encoder::{Context, Encoder, EncoderConfig};
+use crate::encoder::{Context, Encoder, EncoderConfig, Gathered};
 use crate::error::{input, unrecognised};
 use crate::fields::{Fields, LARGEST, config_error};
 use crate::load::Loader;
@@ -161,6 +161,7 @@ impl ConditioningEmbedding {
 /// A copy of the UNet's way down whose results, through 1x1 convolutions, are added to the UNet's.
 pub struct ControlNet {
     encoder: Encoder,
+    time_projections: Linear,
     controlnet_cond_embedding: ConditioningEmbedding,
     controlnet_down_blocks: Vec<Linear>,
     controlnet_mid_block: Linear,
@@ -186,7 +187,8 @@ impl ControlNet {
         let at = Loader::new(scope, device, dtype);
         let levels = &config.encoder.levels;
         let first = levels[0].width;
-        let encoder = Encoder::load(&at, MODEL, &config.encoder, &mut 0)?;
+        let mut gathered = Gathered::default();
+        let encoder = Encoder::load(&at, MODEL, &config.encoder, &mut gathered)?;
         // One after `conv_in`, then one after each layer and each halving.
         let mut widths = vec![first];
         for (i, level) in levels.iter().enumerate() {
@@ -196,6 +198,7 @@ impl ControlNet {
         let zero = |at: Loader, width: usize| at.linear(width, width, true);
         Ok(ControlNet {
             encoder,
+            time_projections: gathered.times.load(&at, config.encoder.time_embed_dim)?,
             controlnet_cond_embedding: ConditioningEmbedding::load(
                 &at.push("controlnet_cond_embedding").once(),
                 config.conditioning_channels,
@@ -306,7 +309,7 @@ impl ControlNet {
             let expected = format!("{}: the context must be of the same ControlNet", down.len() + mid.len());
             return Err(input(MODEL, "the number of cross-attentions in the context", context.keys.len(), expected));
         }
-        let step = Step { temb, keys: &context.keys, identity_scale: 0.0 };
+        let step = Step { times: &self.time_projections.forward(temb)?, keys: &context.keys, identity_scale: 0.0 };
         let x = self.encoder.enter(latent, context, Some(hint))?;
         let (kept, x) = self.encoder.forward(x, step)?;
         let down = kept.iter().zip(&self.controlnet_down_blocks);

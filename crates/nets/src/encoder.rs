@@ -12,10 +12,18 @@ use crate::Result;
 use crate::embed::{Added, TimestepEmbedding, Timesteps, added_embedding};
 use crate::error::input;
 use crate::load::Loader;
-use crate::resnet::{ResnetBlock, ResnetOptions, load_downsample};
+use crate::resnet::{ResnetBlock, ResnetOptions, TimeProjections, load_downsample};
 use crate::transformer::{CrossAttention, CrossKeys, Step, Transformer2D, keys};
 use tensor::ops::{self, Activation, Conv2d, ConvOptions};
 use tensor::{DType, Device, Tensor};
+
+/// What is gathered over a network while it is loaded.
+#[derive(Default)]
+pub(crate) struct Gathered {
+    /// Cross-attentions so far, in the order in which they run.
+    pub(crate) attentions: usize,
+    pub(crate) times: TimeProjections,
+}
 
 /// Residual blocks of one size, each followed by attention where the level has it.
 pub(crate) struct Block {
@@ -30,11 +38,14 @@ impl Block {
         config: &EncoderConfig,
         level: &Level,
         inputs: impl Fn(usize) -> usize,
-        next: &mut usize,
+        gathered: &mut Gathered,
     ) -> Result<Block> {
         let width = level.width;
         let resnets = (0..level.layers)
-            .map(|i| ResnetBlock::load(&at.push("resnets").push(i), inputs(i), width, config.resnet()))
+            .map(|i| {
+                let (at, times) = (at.push("resnets").push(i), &mut gathered.times);
+                ResnetBlock::load(&at, inputs(i), width, config.resnet(), Some(times))
+            })
             .collect::<Result<_>>()?;
         let attentions = level
             .attention
@@ -50,7 +61,7 @@ impl Block {
                     level.heads,
                     config.cross_attention_dim,
                     config.norm_num_groups,
-                    next,
+                    &mut gathered.attentions,
                 )
             })
             .collect::<Result<_>>()?;
@@ -59,13 +70,13 @@ impl Block {
 
     /// Layer `i`: the residual block, then attention.
     pub(crate) fn layer(&self, i: usize, mut x: Tensor, step: Step<'_>) -> Result<Tensor> {
-        x = self.resnets[i].forward(&x, Some(step.temb))?;
+        x = self.resnets[i].forward(&x, Some(step.times))?;
         self.attend(i, x, step)
     }
 
     /// As [`Block::layer`] for `x` beside `skip` in channels.
     pub(crate) fn layer_joined(&self, i: usize, x: Tensor, skip: Tensor, step: Step<'_>) -> Result<Tensor> {
-        let x = self.resnets[i].forward_joined(x, skip, Some(step.temb))?;
+        let x = self.resnets[i].forward_joined(x, skip, Some(step.times))?;
         self.attend(i, x, step)
     }
 
@@ -123,8 +134,13 @@ pub(crate) struct Context {
 }
 
 impl Encoder {
-    /// `next` counts cross-attentions in the order in which they run.
-    pub(crate) fn load(at: &Loader, model: &'static str, config: &EncoderConfig, next: &mut usize) -> Result<Encoder> {
+    /// What the network's other half needs too goes into `gathered`.
+    pub(crate) fn load(
+        at: &Loader,
+        model: &'static str,
+        config: &EncoderConfig,
+        gathered: &mut Gathered,
+    ) -> Result<Encoder> {
         config.check(model)?;
         let first = config.levels[0].width;
         let width = config.time_embed_dim;
@@ -134,7 +150,7 @@ impl Encoder {
         for (i, level) in config.levels.iter().enumerate() {
             let at = at.push("down_blocks").push(i);
             let inputs = |layer| if layer == 0 { entering } else { level.width };
-            let block = Block::load(&at, config, level, inputs, next)?;
+            let block = Block::load(&at, config, level, inputs, gathered)?;
             let last = i + 1 == config.levels.len();
             let downsampler =
                 (!last).then(|| load_downsample(&at, level.width, config.downsample_padding)).transpose()?;
@@ -162,21 +178,28 @@ impl Encoder {
                     TimestepEmbedding::load(&at, addition.input_dim, width, Activation::Silu, None)
                 })
                 .transpose()?,
-            mid_block: Self::load_mid(&at.push("mid_block"), config, entering, next)?,
+            mid_block: Self::load_mid(&at.push("mid_block"), config, entering, gathered)?,
             down_blocks,
             config: config.clone(),
         })
     }
 
-    fn load_mid(at: &Loader, config: &EncoderConfig, width: usize, next: &mut usize) -> Result<Option<MidBlock>> {
-        let resnet = |i: usize| ResnetBlock::load(&at.push("resnets").push(i), width, width, config.resnet());
+    fn load_mid(
+        at: &Loader,
+        config: &EncoderConfig,
+        width: usize,
+        gathered: &mut Gathered,
+    ) -> Result<Option<MidBlock>> {
+        let Gathered { attentions: next, times } = gathered;
+        let mut resnet =
+            |i: usize| ResnetBlock::load(&at.push("resnets").push(i), width, width, config.resnet(), Some(&mut *times));
         Ok(match config.mid {
             MidBlockConfig::None => None,
             MidBlockConfig::Resnet => Some(MidBlock { first: resnet(0)?, attention: None }),
             MidBlockConfig::CrossAttention { depth, heads } => {
                 let (context, groups) = (config.cross_attention_dim, config.norm_num_groups);
-                let at = at.push("attentions.0");
-                let attention = Transformer2D::load(&at, width, depth, heads, context, groups, next)?;
+                let at = &at.push("attentions.0");
+                let attention = Transformer2D::load(at, width, depth, heads, context, groups, next)?;
                 Some(MidBlock { first: resnet(0)?, attention: Some((attention, resnet(1)?)) })
             }
         })
@@ -305,9 +328,9 @@ impl Encoder {
             }
         }
         if let Some(mid) = &self.mid_block {
-            x = mid.first.forward(&x, Some(step.temb))?;
+            x = mid.first.forward(&x, Some(step.times))?;
             if let Some((attention, resnet)) = &mid.attention {
-                x = resnet.forward(&attention.forward(&x, step)?, Some(step.temb))?;
+                x = resnet.forward(&attention.forward(&x, step)?, Some(step.times))?;
             }
         }
         Ok((kept, x))
@@ -317,11 +340,6 @@ impl Encoder {
 impl EncoderConfig {
     /// What the residual blocks share.
     pub(crate) fn resnet(&self) -> ResnetOptions {
-        ResnetOptions {
-            time: Some(self.time_embed_dim),
-            groups: self.norm_num_groups,
-            eps: self.norm_eps,
-            act: self.act_fn,
-        }
+        ResnetOptions { groups: self.norm_num_groups, eps: self.norm_eps, act: self.act_fn }
     }
 }

@@ -86,11 +86,16 @@ impl Loader {
 
     /// Linear layers of one input as one: their outputs come side by side, in the order of `names`.
     pub(crate) fn stacked(&self, names: &[&str], inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        let layers: Vec<(Loader, usize)> = names.iter().map(|name| (self.push(name), outputs)).collect();
+        self.side_by_side(&layers, inputs, bias)
+    }
+
+    /// As [`Loader::stacked`] of layers anywhere, each with its number of outputs.
+    pub(crate) fn side_by_side(&self, layers: &[(Loader, usize)], inputs: usize, bias: bool) -> Result<Linear> {
         let (mut weights, mut biases) = (Vec::new(), Vec::new());
-        for name in names {
-            let at = self.push(name);
-            weights.push(at.weight(inputs, outputs)?);
-            biases.extend(bias.then(|| at.vector("bias", outputs)).transpose()?);
+        for (at, outputs) in layers {
+            weights.push(at.weight(inputs, *outputs)?);
+            biases.extend(bias.then(|| at.vector("bias", *outputs)).transpose()?);
         }
         let join = |parts: &[Tensor]| ops::concat_rows(&parts.iter().collect::<Vec<_>>());
         let bias = bias.then(|| join(&biases)).transpose()?;
@@ -144,9 +149,9 @@ impl GroupNorm {
         Ok(ops::group_norm(x, self.groups, &self.weight, &self.bias, self.eps, act)?)
     }
 
-    /// Of `x` and `add` `[b, c]`, which is for all positions.
-    pub(crate) fn forward_added(&self, x: &Tensor, add: &Tensor, act: Activation) -> Result<Tensor> {
-        Ok(ops::group_norm_added(x, add, self.groups, &self.weight, &self.bias, self.eps, act)?)
+    /// Of `x` and the channels from `first` on of `add` `[b, n]`, which are for all positions.
+    pub(crate) fn forward_added(&self, x: &Tensor, add: &Tensor, first: usize, act: Activation) -> Result<Tensor> {
+        Ok(ops::group_norm_added(x, add, first, self.groups, &self.weight, &self.bias, self.eps, act)?)
     }
 
     /// Of channels that lie in two tensors, one after the other.

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::load::{GroupNorm, Loader};
+use std::ops::Range;
 use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, Linear};
 use tensor::{Device, Tensor};
 
@@ -9,7 +10,8 @@ use tensor::{Device, Tensor};
 pub(crate) struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
-    time_emb_proj: Option<Linear>,
+    /// The channels of all blocks' time steps that are this one's; none in autoencoders.
+    time: Option<Range<usize>>,
     norm2: GroupNorm,
     conv2: Conv2d,
     conv_shortcut: Option<Linear>,
@@ -19,22 +21,47 @@ pub(crate) struct ResnetBlock {
 /// What all residual blocks of one network share.
 #[derive(Clone, Copy)]
 pub(crate) struct ResnetOptions {
-    /// Width of the time embedding; none in autoencoders.
-    pub(crate) time: Option<usize>,
     pub(crate) groups: usize,
     pub(crate) eps: f32,
     pub(crate) act: Activation,
 }
 
+/// The way of the time step into the residual blocks of one network (each one's `time_emb_proj`): gathered while the blocks
+/// are loaded, then one product for all of them, where a GPU would take as long for each.
+#[derive(Default)]
+pub(crate) struct TimeProjections {
+    layers: Vec<(Loader, usize)>,
+    columns: usize,
+}
+
+impl TimeProjections {
+    fn add(&mut self, at: Loader, outputs: usize) -> Range<usize> {
+        let first = self.columns;
+        self.columns += outputs;
+        self.layers.push((at, outputs));
+        first..self.columns
+    }
+
+    /// The product of the activated time embedding, which is `width` wide; every network with a time step has a block.
+    pub(crate) fn load(&self, at: &Loader, width: usize) -> Result<Linear> {
+        at.in_f32().side_by_side(&self.layers, width, true)
+    }
+}
+
 impl ResnetBlock {
-    pub(crate) fn load(at: &Loader, inputs: usize, outputs: usize, options: ResnetOptions) -> Result<ResnetBlock> {
-        let ResnetOptions { time, groups, eps, act } = options;
+    /// `times` gathers the projection of the time step; none in autoencoders.
+    pub(crate) fn load(
+        at: &Loader,
+        inputs: usize,
+        outputs: usize,
+        options: ResnetOptions,
+        times: Option<&mut TimeProjections>,
+    ) -> Result<ResnetBlock> {
+        let ResnetOptions { groups, eps, act } = options;
         Ok(ResnetBlock {
             norm1: at.push("norm1").group_norm(inputs, groups, eps)?,
             conv1: at.push("conv1").conv3(inputs, outputs)?,
-            time_emb_proj: time
-                .map(|width| at.push("time_emb_proj").in_f32().linear(width, outputs, true))
-                .transpose()?,
+            time: times.map(|times| times.add(at.push("time_emb_proj").in_f32(), outputs)),
             norm2: at.push("norm2").group_norm(outputs, groups, eps)?,
             conv2: at.push("conv2").conv3(outputs, outputs)?,
             conv_shortcut: (inputs != outputs)
@@ -44,20 +71,20 @@ impl ResnetBlock {
         })
     }
 
-    /// `x [b, h, w, in]`, `temb [b, time]` already activated, in f32 -> `[b, h, w, out]`.
-    pub(crate) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+    /// `x [b, h, w, in]`, `times [b, n]` of all blocks in f32 -> `[b, h, w, out]`.
+    pub(crate) fn forward(&self, x: &Tensor, times: Option<&Tensor>) -> Result<Tensor> {
         let h = self.norm1.forward(x, self.act)?;
-        self.rest(h, temb, || match &self.conv_shortcut {
+        self.rest(h, times, || match &self.conv_shortcut {
             Some(conv) => Ok(conv.forward(x)?),
             None => Ok(x.clone()),
         })
     }
 
     /// As [`ResnetBlock::forward`] for `x` beside `skip` in channels, which are never put together in memory.
-    pub(crate) fn forward_joined(&self, x: Tensor, skip: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+    pub(crate) fn forward_joined(&self, x: Tensor, skip: Tensor, times: Option<&Tensor>) -> Result<Tensor> {
         // A GPU would put them together for the norm and again for the way around.
         let Some(conv) = self.conv_shortcut.as_ref().filter(|_| *x.device() == Device::Cpu) else {
-            return self.forward(&ops::concat_last(&[&x, &skip])?, temb);
+            return self.forward(&ops::concat_last(&[&x, &skip])?, times);
         };
         let h = self.norm1.forward_joined([&x, &skip], self.act)?;
         let around = || {
@@ -65,24 +92,22 @@ impl ResnetBlock {
             drop((x, skip));
             Ok(around)
         };
-        self.rest(h, temb, around)
+        self.rest(h, times, around)
     }
 
     /// From the first norm's result; `around` gives what is added at the end.
-    fn rest(&self, mut h: Tensor, temb: Option<&Tensor>, around: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
-        let time = match (&self.time_emb_proj, temb) {
-            (Some(project), Some(temb)) => Some(project.forward(temb)?),
-            _ => None,
-        };
+    fn rest(&self, mut h: Tensor, times: Option<&Tensor>, around: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         // Assigned, not shadowed: each old value is freed at once, and they are the largest in memory.
-        match time {
+        match self.time.as_ref().zip(times) {
             // A GPU's convolution would add it in a launch of its own, its norm adds it in passing.
-            Some(time) if *h.device() != Device::Cpu => {
+            Some((mine, times)) if *h.device() != Device::Cpu => {
                 h = self.conv1.forward(&h)?;
-                h = self.norm2.forward_added(&h, &time, self.act)?;
+                h = self.norm2.forward_added(&h, times, mine.start, self.act)?;
             }
-            time => {
-                let time = time.map(|time| time.cast(h.dtype())).transpose()?;
+            given => {
+                let time = given
+                    .map(|(mine, times)| ops::slice_last(times, mine.start, mine.len())?.cast(h.dtype()))
+                    .transpose()?;
                 h = self.conv1.forward_with(&h, &Fused { channel_add: time.as_ref(), ..Fused::default() })?;
                 h = self.norm2.forward(&h, self.act)?;
             }

@@ -22,8 +22,8 @@ pub(crate) struct CrossKeys {
 /// What the blocks of one forward pass share.
 #[derive(Clone, Copy)]
 pub(crate) struct Step<'a> {
-    /// The activated time embedding, `[b, time]`.
-    pub(crate) temb: &'a Tensor,
+    /// What the time step gives the channels of all residual blocks, `[b, n]` in f32.
+    pub(crate) times: &'a Tensor,
     /// Keys and values of every cross-attention, in the order in which they run.
     pub(crate) keys: &'a [CrossKeys],
     pub(crate) identity_scale: f32,

@@ -5,14 +5,14 @@ mod identity;
 
 pub use config::UNetConfig;
 
-use crate::encoder::{Block, Context, Encoder};
+use crate::encoder::{Block, Context, Encoder, Gathered};
 use crate::error::input;
 use crate::load::{GroupNorm, Loader};
 use crate::resnet::load_upsample;
 use crate::transformer::{CrossAttention, Step, keys};
 use crate::{Added, Result};
 use identity::IdentityAttention;
-use tensor::ops::{self, Conv2d, ConvOptions};
+use tensor::ops::{self, Conv2d, ConvOptions, Linear};
 use tensor::{DType, Device, Tensor};
 use weights::Scope;
 
@@ -26,6 +26,7 @@ struct UpBlock {
 /// Predicts what the sampler asks for, noise in most models, from a noisy latent.
 pub struct UNet {
     encoder: Encoder,
+    time_projections: Linear,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -68,8 +69,8 @@ impl UNet {
     pub fn load(scope: &Scope, config: &UNetConfig, device: &Device, dtype: DType) -> Result<UNet> {
         config.check()?;
         let at = Loader::new(scope, device, dtype);
-        let mut next = 0;
-        let encoder = Encoder::load(&at, MODEL, &config.encoder, &mut next)?;
+        let mut gathered = Gathered::default();
+        let encoder = Encoder::load(&at, MODEL, &config.encoder, &mut gathered)?;
         let levels = &config.encoder.levels;
         let mut up_blocks = Vec::with_capacity(config.up.len());
         let mut below = levels[levels.len() - 1].width;
@@ -81,7 +82,7 @@ impl UNet {
                 let entering = if layer == 0 { below } else { level.width };
                 entering + if layer + 1 == level.layers { above } else { level.width }
             };
-            let block = Block::load(&at, &config.encoder, level, inputs, &mut next)?;
+            let block = Block::load(&at, &config.encoder, level, inputs, &mut gathered)?;
             let last = i + 1 == config.up.len();
             let upsampler = (!last).then(|| load_upsample(&at, level.width)).transpose()?;
             up_blocks.push(UpBlock { block, upsampler });
@@ -92,6 +93,7 @@ impl UNet {
         let (groups, eps) = (config.encoder.norm_num_groups, config.encoder.norm_eps);
         Ok(UNet {
             encoder,
+            time_projections: gathered.times.load(&at, config.encoder.time_embed_dim)?,
             up_blocks,
             conv_norm_out: at.push("conv_norm_out").group_norm(first, groups, eps)?,
             conv_out: at.push("conv_out").conv(first, config.out_channels, config.conv_out_kernel, conv_out)?,
@@ -236,7 +238,7 @@ impl UNet {
             let expected = format!("{cross_attentions}: the context must be of the same UNet");
             return Err(input(MODEL, "the number of cross-attentions in the context", context.keys.len(), expected));
         }
-        let step = Step { temb, keys: &context.keys, identity_scale };
+        let step = Step { times: &self.time_projections.forward(temb)?, keys: &context.keys, identity_scale };
         let down = || self.encoder.forward(self.encoder.enter(latent, context, None)?, step);
         let (residuals, down) = self.device.both(residuals, down);
         let (residuals, (mut kept, mut x)) = (residuals?, down?);

@@ -313,7 +313,9 @@ fn normalisation() {
             // A mean far from zero, as deep activations have it.
             let x = ops::add(&x, &Tensor::from_f32(&device(), dtype, x.shape(), &vec![5.0; x.len()]).unwrap()).unwrap();
             let (w, t) = (noise.tensor(DType::F32, &[c]), noise.tensor(DType::F32, &[c]));
-            let add = noise.tensor(DType::F32, &[b, c]);
+            // Channels of a wider row.
+            let wide = noise.tensor(DType::F32, &[b, 3 + c + 2]);
+            let add = ops::slice_last(&wide, 3, c).unwrap();
             let (xv, wv, tv, av) = (values(&x), values(&w), values(&t), values(&add));
             let sums: Vec<f64> = xv.iter().enumerate().map(|(i, x)| x + av[i / (n * c) * c + i % c]).collect();
             let normalised = |xv: &[f64], members: Vec<usize>, i: usize| {
@@ -340,7 +342,9 @@ fn normalisation() {
             let want: Vec<f64> = cases.iter().map(|&i| silu(normalised(&xv, group(i), i))).collect();
             close(&pick(&ops::group_norm(&x, groups, &w, &t, 1e-5, Activation::Silu).unwrap()), &want);
             let want: Vec<f64> = cases.iter().map(|&i| silu(normalised(&sums, group(i), i))).collect();
-            close(&pick(&ops::group_norm_added(&x, &add, groups, &w, &t, 1e-5, Activation::Silu).unwrap()), &want);
+            let added = |first| ops::group_norm_added(&x, &wide, first, groups, &w, &t, 1e-5, Activation::Silu);
+            close(&pick(&added(3).unwrap()), &want);
+            assert!(added(6).is_err());
             let want: Vec<f64> =
                 cases.iter().map(|&i| normalised(&xv, (i / c * c..i / c * c + c).collect(), i)).collect();
             if c > 4 {

@@ -12,7 +12,7 @@ const EPS: f32 = 1e-6;
 
 impl VaeConfig {
     fn resnet(&self) -> ResnetOptions {
-        ResnetOptions { time: None, groups: self.norm_num_groups, eps: EPS, act: self.act_fn }
+        ResnetOptions { groups: self.norm_num_groups, eps: EPS, act: self.act_fn }
     }
 }
 
@@ -53,7 +53,7 @@ struct MidBlock {
 
 impl MidBlock {
     fn load(at: &Loader, config: &VaeConfig, width: usize) -> Result<MidBlock> {
-        let resnet = |i: usize| ResnetBlock::load(&at.push("resnets").push(i), width, width, config.resnet());
+        let resnet = |i: usize| ResnetBlock::load(&at.push("resnets").push(i), width, width, config.resnet(), None);
         Ok(MidBlock {
             first: resnet(0)?,
             attention: config
@@ -84,7 +84,7 @@ impl Block {
         let resnets = (0..layers)
             .map(|i| {
                 let inputs = if i == 0 { entering } else { width };
-                ResnetBlock::load(&at.push("resnets").push(i), inputs, width, config.resnet())
+                ResnetBlock::load(&at.push("resnets").push(i), inputs, width, config.resnet(), None)
             })
             .collect::<Result<_>>()?;
         Ok(Block { resnets, resample: None })

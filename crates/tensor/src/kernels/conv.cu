@@ -74,7 +74,7 @@ __device__ __forceinline__ void product(const T *x, const T *weight, T *out, Win
             i64 at = (i64)r * n + col;
             if (bias) value += bias[col];
             if (add) value += to_float(add[(i64)(r / (win.oh * win.ow)) * n + col]);
-            value = activate(value, which);
+            value = activate<T>(value, which);
             if (residual) value += to_float(residual[at]);
             from_float(value, out[at]);
         }

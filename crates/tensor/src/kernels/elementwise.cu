@@ -29,7 +29,7 @@ __device__ __forceinline__ void map2(const T *a, const T *b, T *out, i64 n, F on
 }
 
 template <typename T> __device__ __forceinline__ void activation(const T *a, T *out, i64 n, int which) {
-    map1(a, out, n, [=](float x) { return activate(x, which); });
+    map1(a, out, n, [=](float x) { return activate<T>(x, which); });
 }
 #define ACTIVATION(T) (const T *a, T *out, i64 n, int which)
 KERNELS(activation, ACTIVATION, (a, out, n, which))
@@ -84,7 +84,7 @@ template <typename T> __device__ __forceinline__ void geglu(const T *both, T *ou
         for (int i = (blockIdx.x - (int)row * parts) * blockDim.x + threadIdx.x; i < packs; i += parts * blockDim.x) {
             Pack<T> x = from[i], gate = from[i + packs];
 #pragma unroll
-            for (int j = 0; j < W; j++) from_float(to_float(x.x[j]) * activate(to_float(gate.x[j]), 2), x.x[j]);
+            for (int j = 0; j < W; j++) from_float(to_float(x.x[j]) * gelu<T>(to_float(gate.x[j])), x.x[j]);
             to[i] = x;
         }
         return;
@@ -92,7 +92,7 @@ template <typename T> __device__ __forceinline__ void geglu(const T *both, T *ou
     i64 first = blockIdx.x * (i64)blockDim.x + threadIdx.x, step = gridDim.x * (i64)blockDim.x;
     for (i64 i = first; i < rows * width; i += step) {
         i64 at = i / width * width + i;
-        from_float(to_float(both[at]) * activate(to_float(both[at + width]), 2), out[i]);
+        from_float(to_float(both[at]) * gelu<T>(to_float(both[at + width])), out[i]);
     }
 }
 #define GEGLU(T) (const T *both, T *out, i64 rows, int width, int parts)
@@ -118,7 +118,7 @@ __device__ __forceinline__ void finish(T *y, const float *bias, const T *add, co
             float x = to_float(p.x[j]);
             if (bias) x += bias[column + j];
             if (add) x += to_float(a.x[j]);
-            x = activate(x, which);
+            x = activate<T>(x, which);
             if (residual) x += to_float(r.x[j]);
             from_float(x, p.x[j]);
         }
@@ -130,7 +130,7 @@ __device__ __forceinline__ void finish(T *y, const float *bias, const T *add, co
         float x = to_float(y[i]);
         if (bias) x += bias[column];
         if (add) x += to_float(add[row / rows * width + column]);
-        x = activate(x, which);
+        x = activate<T>(x, which);
         if (residual) x += to_float(residual[i]);
         from_float(x, y[i]);
     }

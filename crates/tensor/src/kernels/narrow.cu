@@ -134,7 +134,7 @@ __device__ __forceinline__ void narrow_geglu(const T *both, u8 *out, float *scal
             Pack<T> x = from[at], gate = from[at + packs];
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                y[i][j] = to_float(x.x[j]) * activate(to_float(gate.x[j]), 2);
+                y[i][j] = to_float(x.x[j]) * gelu<T>(to_float(gate.x[j]));
                 top = fmaxf(top, fabsf(y[i][j]));
             }
         }

@@ -2,20 +2,20 @@
 
 template <typename T, int N> struct alignas(N * sizeof(T)) Part { T x[N]; };
 
-// x [b, pixels, c], to which `add` [b, c] is added where it is not null. Sums of x - shift and of its square, for each group
-// and chunk of pixels, into partial [b, groups, chunks, 2]. The shift is the group's first number, which keeps squares from
-// cancelling where the mean is large. W channels are read at once; grid (chunks, b), 256 threads, shared memory for the
-// sums of all channels.
+// x [b, pixels, c], to which `add` [b, c], whose rows lie `apart` numbers apart, is added where it is not null. Sums of
+// x - shift and of its square, for each group and chunk of pixels, into partial [b, groups, chunks, 2]. The shift is the
+// group's first number, which keeps squares from cancelling where the mean is large. W channels are read at once; grid
+// (chunks, b), 256 threads, shared memory for the sums of all channels.
 template <typename T, int W>
-__device__ __forceinline__ void group_sums(const T *x, const float *add, float *partial, i64 pixels, int c, int size,
-                                           int chunk) {
+__device__ __forceinline__ void group_sums(const T *x, const float *add, int apart, float *partial, i64 pixels, int c,
+                                           int size, int chunk) {
     extern __shared__ u32 channels[];
     __shared__ float sums[256 * W], squares[256 * W];
     float *channel_sums = (float *)channels, *channel_squares = channel_sums + c;
     int packs = c / W, lanes = packs < 256 ? packs : 256, rows = 256 / lanes;
     int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
     const T *picture = x + blockIdx.y * pixels * c;
-    if (add) add += blockIdx.y * (i64)c;
+    if (add) add += blockIdx.y * (i64)apart;
     i64 begin = blockIdx.x * (i64)chunk, end = begin + chunk < pixels ? begin + chunk : pixels;
     for (int base = 0; base < packs; base += lanes) {
         int pack = base + lane;
@@ -88,32 +88,33 @@ __device__ __forceinline__ void group_sums(const T *x, const float *add, float *
     }
 }
 template <typename T>
-__device__ __forceinline__ void group_sums_wide(const T *x, const float *add, float *partial, i64 pixels, int c, int size,
-                                                int chunk) {
-    group_sums<T, 16 / sizeof(T)>(x, add, partial, pixels, c, size, chunk);
+__device__ __forceinline__ void group_sums_wide(const T *x, const float *add, int apart, float *partial, i64 pixels,
+                                                int c, int size, int chunk) {
+    group_sums<T, 16 / sizeof(T)>(x, add, apart, partial, pixels, c, size, chunk);
 }
 template <typename T>
-__device__ __forceinline__ void group_sums_narrow(const T *x, const float *add, float *partial, i64 pixels, int c, int size,
-                                                  int chunk) {
-    group_sums<T, 1>(x, add, partial, pixels, c, size, chunk);
+__device__ __forceinline__ void group_sums_narrow(const T *x, const float *add, int apart, float *partial, i64 pixels,
+                                                  int c, int size, int chunk) {
+    group_sums<T, 1>(x, add, apart, partial, pixels, c, size, chunk);
 }
-#define GROUP_SUMS(T) (const T *x, const float *add, float *partial, i64 pixels, int c, int size, int chunk)
-KERNELS(group_sums_wide, GROUP_SUMS, (x, add, partial, pixels, c, size, chunk))
-KERNELS(group_sums_narrow, GROUP_SUMS, (x, add, partial, pixels, c, size, chunk))
+#define GROUP_SUMS(T)                                                                                                  \
+    (const T *x, const float *add, int apart, float *partial, i64 pixels, int c, int size, int chunk)
+KERNELS(group_sums_wide, GROUP_SUMS, (x, add, apart, partial, pixels, c, size, chunk))
+KERNELS(group_sums_narrow, GROUP_SUMS, (x, add, apart, partial, pixels, c, size, chunk))
 
 // activation((x + add - mean) / deviation * weight + bias) from the sums of `chunks` chunks. Where packs can be read, a
 // thread keeps to its channels, and so to their gains, over the `part` pixels of its block. Grid (.., b), 256 threads,
 // shared memory for mean and deviation of all groups.
 template <typename T>
-__device__ __forceinline__ void group_apply(const T *x, const float *add, const float *partial, const float *weight,
-                                            const float *bias, T *out, i64 pixels, int c, int size, int chunks, int part,
-                                            float eps, int which) {
+__device__ __forceinline__ void group_apply(const T *x, const float *add, int apart, const float *partial,
+                                            const float *weight, const float *bias, T *out, i64 pixels, int c,
+                                            int size, int chunks, int part, float eps, int which) {
     extern __shared__ u32 groups_[];
     const int W = 16 / sizeof(T);
     int groups = c / size, thread = threadIdx.x % 32;
     float *means = (float *)groups_, *inverses = means + groups;
     i64 n = pixels * c, base = blockIdx.y * n;
-    if (add) add += blockIdx.y * (i64)c;
+    if (add) add += blockIdx.y * (i64)apart;
     for (int group = threadIdx.x / 32; group < groups; group += 8) {
         const Part<float, 2> *mine = (const Part<float, 2> *)partial + ((i64)blockIdx.y * groups + group) * chunks;
         float sum = 0.0f, square = 0.0f;
@@ -161,7 +162,8 @@ __device__ __forceinline__ void group_apply(const T *x, const float *add, const 
                     if (p + i * rows >= end) break;
 #pragma unroll
                     for (int j = 0; j < W; j++) {
-                        from_float(activate(to_float(v[i].x[j]) * g[j] + o[j], which), v[i].x[j]);
+                        float y = to_float(v[i].x[j]) * g[j] + o[j];
+                        from_float(which == 1 ? silu<T>(y) : activate<T>(y, which), v[i].x[j]);
                     }
                     to[(p + i * rows) * packs] = v[i];
                 }
@@ -174,13 +176,13 @@ __device__ __forceinline__ void group_apply(const T *x, const float *add, const 
         int channel = (int)(i % c), group = channel / size;
         float gain = inverses[group] * weight[channel], mean = means[group];
         if (add) mean -= add[channel];
-        from_float(activate(to_float(x[base + i]) * gain + (bias[channel] - mean * gain), which), out[base + i]);
+        from_float(activate<T>(to_float(x[base + i]) * gain + (bias[channel] - mean * gain), which), out[base + i]);
     }
 }
 #define GROUP_APPLY(T)                                                                                                 \
-    (const T *x, const float *add, const float *partial, const float *weight, const float *bias, T *out, i64 pixels,   \
-     int c, int size, int chunks, int part, float eps, int which)
-KERNELS(group_apply, GROUP_APPLY, (x, add, partial, weight, bias, out, pixels, c, size, chunks, part, eps, which))
+    (const T *x, const float *add, int apart, const float *partial, const float *weight, const float *bias, T *out,    \
+     i64 pixels, int c, int size, int chunks, int part, float eps, int which)
+KERNELS(group_apply, GROUP_APPLY, (x, add, apart, partial, weight, bias, out, pixels, c, size, chunks, part, eps, which))
 
 // The sum over a block of up to 1024 threads, in all of them.
 __device__ __forceinline__ float block_sum(float x) {
@@ -196,15 +198,16 @@ __device__ __forceinline__ float block_sum(float x) {
 // The whole normalisation where a group's numbers fit into shared memory: one read and one write. N channels are moved at
 // once. Grid (groups, b), a multiple of 32 threads, pixels * size numbers of shared memory.
 template <typename T, int N>
-__device__ __forceinline__ void group_whole(const T *x, const float *add, const float *weight, const float *bias, T *out,
-                                            i64 pixels, int c, int size, float eps, int which) {
+__device__ __forceinline__ void group_whole(const T *x, const float *add, int apart, const float *weight,
+                                            const float *bias, T *out, i64 pixels, int c, int size, float eps,
+                                            int which) {
     extern __shared__ u32 kept[];
     Part<T, N> *parts = (Part<T, N> *)kept;
     int first = blockIdx.x * size, per = size / N, count = (int)pixels * per, width = c / N;
     const Part<T, N> *from = (const Part<T, N> *)(x + (i64)blockIdx.y * pixels * c + first);
     Part<T, N> *to = (Part<T, N> *)(out + (i64)blockIdx.y * pixels * c + first);
     float sum = 0.0f;
-    if (add) add += blockIdx.y * (i64)c + first;
+    if (add) add += blockIdx.y * (i64)apart + first;
 #pragma unroll 4
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         int pixel = i / per;
@@ -231,20 +234,20 @@ __device__ __forceinline__ void group_whole(const T *x, const float *add, const 
             float gain = inverse * weight[first + at * N + j];
             float d = to_float(p.x[j]) - mean;
             if (add) d += add[at * N + j];
-            from_float(activate(d * gain + bias[first + at * N + j], which), p.x[j]);
+            from_float(activate<T>(d * gain + bias[first + at * N + j], which), p.x[j]);
         }
         to[(i64)pixel * width + at] = p;
     }
 }
 #define GROUP_WHOLE(T)                                                                                                 \
-    (const T *x, const float *add, const float *weight, const float *bias, T *out, i64 pixels, int c, int size, float eps, \
-     int which)
+    (const T *x, const float *add, int apart, const float *weight, const float *bias, T *out, i64 pixels, int c,       \
+     int size, float eps, int which)
 #define GROUP_WHOLE_OF(bytes)                                                                                          \
     template <typename T> __device__ __forceinline__ void group_whole_##bytes GROUP_WHOLE(T) {                         \
-        group_whole<T, (bytes > sizeof(T) ? bytes / sizeof(T) : 1)>(x, add, weight, bias, out, pixels, c, size, eps,     \
-                                                                    which);                                            \
+        group_whole<T, (bytes > sizeof(T) ? bytes / sizeof(T) : 1)>(x, add, apart, weight, bias, out, pixels, c, size, \
+                                                                    eps, which);                                       \
     }                                                                                                                  \
-    KERNELS(group_whole_##bytes, GROUP_WHOLE, (x, add, weight, bias, out, pixels, c, size, eps, which))
+    KERNELS(group_whole_##bytes, GROUP_WHOLE, (x, add, apart, weight, bias, out, pixels, c, size, eps, which))
 GROUP_WHOLE_OF(16)
 GROUP_WHOLE_OF(8)
 GROUP_WHOLE_OF(4)

@@ -2,6 +2,7 @@
 
 use super::Activation;
 use super::linear::{same_device, same_kind};
+use super::shape::slice_last;
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Error, Result, Tensor, cpu, cuda};
 
@@ -29,14 +30,15 @@ pub fn group_norm(
     group_norm_of(&[x], None, groups, weight, bias, eps, activation)
 }
 
-/// As [`group_norm`] of `x + add`, where `add` `[b, c]` is for all of a picture's positions. A GPU does not write the sum
-/// down; on the CPU the convolution before is the better place for it.
+/// As [`group_norm`] of `x + add`, where the channels from `first` on of `add` `[b, n]` are for all of a picture's positions. A
+/// GPU does not write the sum down; on the CPU the convolution before is the better place for it.
 ///
 /// # Errors
 /// As [`group_norm`].
 pub fn group_norm_added(
     x: &Tensor,
     add: &Tensor,
+    first: usize,
     groups: usize,
     weight: &Tensor,
     bias: &Tensor,
@@ -44,16 +46,20 @@ pub fn group_norm_added(
     activation: Activation,
 ) -> Result<Tensor> {
     let pictures = x.shape().first().copied().unwrap_or(0);
-    if add.shape() != [pictures, x.last_dim()] {
-        let expected = format!("[{pictures}, {}]", x.last_dim());
+    let enough = |&[rows, columns]: &[usize; 2]| {
+        rows == pictures && first.checked_add(x.last_dim()).is_some_and(|end| end <= columns)
+    };
+    if !<&[usize; 2]>::try_from(add.shape()).is_ok_and(enough) {
+        let expected = format!("[{pictures}, {first} and at least {} more]", x.last_dim());
         return Err(Error::shape("group_norm", "the channel sum", add.shape(), expected));
     }
     same_device("group_norm", "the channel sum", add, *x.device())?;
     let add = add.cast(DType::F32)?;
     if *x.device() != Device::Cpu {
-        return group_norm_of(&[x], Some(&add), groups, weight, bias, eps, activation);
+        return group_norm_of(&[x], Some((&add, first)), groups, weight, bias, eps, activation);
     }
-    let (mut sum, add, c) = (x.to_vec_f32()?, add.to_vec_f32()?, x.last_dim().max(1));
+    let (mut sum, c) = (x.to_vec_f32()?, x.last_dim().max(1));
+    let add = slice_last(&add, first, x.last_dim())?.to_vec_f32()?;
     let picture = (sum.len() / pictures.max(1)).max(1);
     for (i, number) in sum.iter_mut().enumerate() {
         *number += add[i / picture * c + i % c];
@@ -85,7 +91,7 @@ pub fn group_norm_joined(
 
 fn group_norm_of(
     parts: &[&Tensor],
-    add: Option<&Tensor>,
+    add: Option<(&Tensor, usize)>,
     groups: usize,
     weight: &Tensor,
     bias: &Tensor,
