@@ -92,11 +92,11 @@ pub fn measure_peak_of(device: &Device, dtype: DType) -> Result<f64> {
 fn peak_of<T: Product>() -> f64 {
     const UNITS: usize = 160;
     const REPEATS: usize = 100;
-    let kernel = T::kernel::<MR, true>();
+    let kernel = T::wide_kernel::<MR>().unwrap_or(T::kernel::<MR, true>());
     let rows = if T::tiled() { amx::ROWS } else { MR };
     let run = || {
         let (mut a, mut b, mut c) = (Lines::default(), Lines::default(), Lines::default());
-        let (a, b, c) = (a.get(UNITS * rows), b.get(UNITS * NR), c.floats(rows * NR));
+        let (a, b, c) = (a.get(2 * UNITS * rows), b.get(UNITS * NR), c.floats(rows * NR));
         // SAFETY: tiles are configured where there are tiles.
         let tiles = T::tiled().then(|| unsafe { amx::Tiles::configure() });
         for _ in 0..REPEATS {

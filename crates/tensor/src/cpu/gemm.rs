@@ -11,7 +11,7 @@ use super::amx;
 use super::epilogue::settle;
 use super::isa::{Isa, isa};
 use super::lines::Lines;
-use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32};
+use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32, kernel_wide, widen};
 use super::tiles::{self, Staged};
 use crate::Result;
 use crate::storage::Block;
@@ -34,6 +34,10 @@ pub(crate) trait Product: Element {
     const PER_UNIT: usize;
     /// The kernel for a tile of `ROWS` rows, 8 or 12, packed or as they lie.
     fn kernel<const ROWS: usize, const PACKED: bool>() -> Kernel;
+    /// The kernel for packed rows whose pairs were [widened](widen), where it is quicker.
+    fn wide_kernel<const ROWS: usize>() -> Option<Kernel> {
+        None
+    }
     fn unit(parts: [Self; 2]) -> u32;
     /// Whether its products run in AMX tiles.
     fn tiled() -> bool {
@@ -62,6 +66,9 @@ impl Product for bf16 {
     const PER_UNIT: usize = 2;
     fn kernel<const ROWS: usize, const PACKED: bool>() -> Kernel {
         kernel_bf16::<ROWS, PACKED>()
+    }
+    fn wide_kernel<const ROWS: usize>() -> Option<Kernel> {
+        kernel_wide::<ROWS>()
     }
     #[inline(always)]
     fn unit(parts: [bf16; 2]) -> u32 {
@@ -233,6 +240,7 @@ thread_local! {
 struct Scratch {
     staged: Lines,
     packed: Lines,
+    wide: Lines,
     tile: Lines,
 }
 
@@ -287,13 +295,15 @@ fn task_product<T: Product>(
     halves: usize,
     scratch: &mut Scratch,
 ) {
-    let kernel = T::kernel::<MR, true>();
+    let wide_kernel = T::wide_kernel::<MR>();
+    let kernel = wide_kernel.unwrap_or(T::kernel::<MR, true>());
     let groups = rows.div_ceil(MR);
     let panels = columns.div_ceil(NR);
     let stride = panels * NR * halves;
     let tile = scratch.tile.floats(groups * MR * stride);
     let packed = scratch.packed.get(groups * MR * DEPTH);
     let staged = scratch.staged.get(MR * DEPTH);
+    let wide = scratch.wide.get(if wide_kernel.is_some() { 2 * packed.len() } else { 0 });
     for unit in (0..right.units).step_by(DEPTH) {
         let count = DEPTH.min(right.units - unit);
         for group in 0..groups {
@@ -308,14 +318,18 @@ fn task_product<T: Product>(
                 staged,
                 packed,
             );
+            if wide_kernel.is_some() {
+                widen(packed, MR, &mut wide[2 * group * MR * count..][..2 * MR * count]);
+            }
         }
+        let (all, units_of) = if wide_kernel.is_some() { (&*wide, 2) } else { (&*packed, 1) };
         for half in 0..halves {
             for panel in 0..panels {
                 let b = right.panel((half * right.columns / halves + column) / NR + panel, unit);
                 for group in 0..groups {
                     let c = tile[group * MR * stride + (half * panels + panel) * NR..].as_mut_ptr();
                     // SAFETY: both sides hold `count` units; the tile has MR rows of `stride` numbers here.
-                    unsafe { kernel(count, packed[group * MR * count..].as_ptr(), MR, b, c, stride, unit > 0) };
+                    unsafe { kernel(count, all[units_of * group * MR * count..].as_ptr(), MR, b, c, stride, unit > 0) };
                 }
             }
         }

@@ -8,6 +8,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+use super::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
 #[cfg(target_arch = "x86_64")]
@@ -52,6 +53,29 @@ pub(crate) fn kernel_bf16<const ROWS: usize, const PACKED: bool>() -> Kernel {
         Isa::Portable => {}
     }
     portable_bf16::<ROWS, PACKED>
+}
+
+/// The kernel for packed rows whose pairs of bf16 [`widen`] made pairs of f32, where that is the quickest: it spares
+/// splitting each pair once for every panel of columns.
+pub(crate) fn kernel_wide<const ROWS: usize>() -> Option<Kernel> {
+    #[cfg(target_arch = "x86_64")]
+    match isa() {
+        Isa::Avx512 => return Some(x86::bf16_avx512_wide::<ROWS>),
+        Isa::Avx512Bf16 if !pairs_are_quick() => return Some(x86::bf16_avx512_wide::<ROWS>),
+        _ => {}
+    }
+    None
+}
+
+simd! {
+    /// Of each unit of `rows` packed pairs of bf16 first all lower halves as f32, then all upper ones.
+    pub(crate) fn widen(packed: &[u32], rows: usize, out: &mut [u32]) {
+        for (pairs, out) in packed.chunks_exact(rows).zip(out.chunks_exact_mut(2 * rows)) {
+            let (low, high) = out.split_at_mut(rows);
+            low.iter_mut().zip(pairs).for_each(|(o, x)| *o = x << 16);
+            high.iter_mut().zip(pairs).for_each(|(o, x)| *o = x & 0xffff_0000);
+        }
+    }
 }
 
 /// Rows and columns of the portable sub-tile: 8 accumulators of 4 numbers fit the 16 registers of plain x86-64, and
@@ -174,6 +198,39 @@ mod x86 {
         acc[0] = _mm512_fmadd_ps(high(a), high(b0), _mm512_fmadd_ps(low(a), low(b0), acc[0]));
         acc[1] = _mm512_fmadd_ps(high(a), high(b1), _mm512_fmadd_ps(low(a), low(b1), acc[1]));
     });
+
+    /// As [`bf16_avx512`] of packed rows that [`widen`](super::widen) widened.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn bf16_avx512_wide<const ROWS: usize>(
+        units: usize,
+        a: *const u32,
+        lda: usize,
+        b: *const u32,
+        c: *mut f32,
+        ldc: usize,
+        accumulate: bool,
+    ) {
+        let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+        let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+        let high = |x| _mm512_castsi512_ps(_mm512_and_si512(x, mask));
+        let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
+        for unit in 0..units {
+            // SAFETY: packed rows and columns hold `units` units.
+            unsafe {
+                let b = b.add(unit * NR).cast::<i32>();
+                let (b0, b1) = (_mm512_loadu_epi32(b), _mm512_loadu_epi32(b.add(16)));
+                let (l0, l1, h0, h1) = (low(b0), low(b1), high(b0), high(b1));
+                let a = a.add(2 * unit * lda).cast::<f32>();
+                for r in 0..ROWS {
+                    let (l, h) = (_mm512_set1_ps(*a.add(r)), _mm512_set1_ps(*a.add(lda + r)));
+                    acc[r][0] = _mm512_fmadd_ps(h, h0, _mm512_fmadd_ps(l, l0, acc[r][0]));
+                    acc[r][1] = _mm512_fmadd_ps(h, h1, _mm512_fmadd_ps(l, l1, acc[r][1]));
+                }
+            }
+        }
+        // SAFETY: as the caller promised.
+        unsafe { store512(&acc, c, ldc, accumulate) };
+    }
 
     /// Most rows, and columns, of the AVX2 sub-tile: 12 accumulators of 8 numbers, in 16 registers.
     const SUB_ROWS: usize = 6;
