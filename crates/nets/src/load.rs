@@ -78,28 +78,50 @@ impl Loader {
         self.parked(Linear::new(&weight, bias.as_ref())?)
     }
 
+    /// As [`Loader::linear`], of a layer that reads what `norm` gives.
+    pub(crate) fn linear_behind(
+        &self,
+        norm: &mut LayerNorm,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> Result<Linear> {
+        let weight = self.weight(inputs, outputs)?;
+        let bias = bias.then(|| self.vector("bias", outputs)).transpose()?;
+        self.parked(norm.before(&weight, bias.as_ref())?)
+    }
+
     /// A layer that waits on the host for its turn where it shall.
     fn parked(&self, mut layer: Linear) -> Result<Linear> {
         self.turn.map_or(Ok(()), |turn| layer.park(turn))?;
         Ok(layer)
     }
 
-    /// Linear layers of one input as one: their outputs come side by side, in the order of `names`.
-    pub(crate) fn stacked(&self, names: &[&str], inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let layers: Vec<(Loader, usize)> = names.iter().map(|name| (self.push(name), outputs)).collect();
-        self.side_by_side(&layers, inputs, bias)
+    /// Linear layers of one input as one: their outputs come side by side, in the order of `layers`, each with its number.
+    pub(crate) fn side_by_side(&self, layers: &[(Loader, usize)], inputs: usize, bias: bool) -> Result<Linear> {
+        let (weight, bias) = joined(layers, inputs, bias)?;
+        self.parked(Linear::new(&weight, bias.as_ref())?)
     }
 
-    /// As [`Loader::stacked`] of layers anywhere, each with its number of outputs.
-    pub(crate) fn side_by_side(&self, layers: &[(Loader, usize)], inputs: usize, bias: bool) -> Result<Linear> {
-        let (mut weights, mut biases) = (Vec::new(), Vec::new());
-        for (at, outputs) in layers {
-            weights.push(at.weight(inputs, *outputs)?);
-            biases.extend(bias.then(|| at.vector("bias", *outputs)).transpose()?);
-        }
-        let join = |parts: &[Tensor]| ops::concat_rows(&parts.iter().collect::<Vec<_>>());
-        let bias = bias.then(|| join(&biases)).transpose()?;
-        self.parked(Linear::new(&join(&weights)?, bias.as_ref())?)
+    /// As [`Loader::side_by_side`] of the layers named, of one width.
+    pub(crate) fn stacked(&self, names: &[&str], inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        self.side_by_side(&self.named(names, outputs), inputs, bias)
+    }
+
+    fn named(&self, names: &[&str], outputs: usize) -> Vec<(Loader, usize)> {
+        names.iter().map(|name| (self.push(name), outputs)).collect()
+    }
+
+    /// As [`Loader::stacked`] without bias, of layers which read what `norm` gives.
+    pub(crate) fn stacked_behind(
+        &self,
+        norm: &mut LayerNorm,
+        names: &[&str],
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Linear> {
+        let (weight, bias) = joined(&self.named(names, outputs), inputs, false)?;
+        self.parked(norm.before(&weight, bias.as_ref())?)
     }
 
     /// `[out, in]`; a 1x1 convolution `[out, in, 1, 1]` is the same thing on NHWC.
@@ -136,6 +158,18 @@ impl Loader {
     }
 }
 
+/// Weights and biases of several layers, one below the other.
+fn joined(layers: &[(Loader, usize)], inputs: usize, bias: bool) -> Result<(Tensor, Option<Tensor>)> {
+    let (mut weights, mut biases) = (Vec::new(), Vec::new());
+    for (at, outputs) in layers {
+        weights.push(at.weight(inputs, *outputs)?);
+        biases.extend(bias.then(|| at.vector("bias", *outputs)).transpose()?);
+    }
+    let join = |parts: &[Tensor]| ops::concat_rows(&parts.iter().collect::<Vec<_>>());
+    let bias = bias.then(|| join(&biases)).transpose()?;
+    Ok((join(&weights)?, bias))
+}
+
 /// Normalisation over groups of channels and the picture.
 pub(crate) struct GroupNorm {
     weight: Tensor,
@@ -170,6 +204,19 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(x, &self.weight, Some(&self.bias), self.eps)?)
+    }
+
+    /// The layer that reads what this gives. Where it takes this norm's weight and bias over, they are 1 and 0 from now on.
+    fn before(&mut self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Linear> {
+        let (layer, takes) = Linear::behind_norm(weight, bias, [&self.weight, &self.bias])?;
+        if takes {
+            let like = |all: f32, like: &Tensor| {
+                let all = Tensor::from_f32(&Device::Cpu, DType::F32, like.shape(), &vec![all; like.len()])?;
+                all.cast(like.dtype())?.to_device(like.device())
+            };
+            (self.weight, self.bias) = (like(1.0, &self.weight)?, like(0.0, &self.bias)?);
+        }
+        Ok(layer)
     }
 
     /// As `next` reads it.

@@ -38,9 +38,9 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn load(at: &Loader, width: usize, heads: usize) -> Result<SelfAttention> {
+    fn load(at: &Loader, norm: &mut LayerNorm, width: usize, heads: usize) -> Result<SelfAttention> {
         Ok(SelfAttention {
-            to_qkv: at.stacked(&["to_q", "to_k", "to_v"], width, width, false)?,
+            to_qkv: at.stacked_behind(norm, &["to_q", "to_k", "to_v"], width, width)?,
             to_out: at.push("to_out.0").linear(width, width, true)?,
             heads,
         })
@@ -64,9 +64,9 @@ pub(crate) struct CrossAttention {
 }
 
 impl CrossAttention {
-    fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<CrossAttention> {
+    fn load(at: &Loader, norm: &mut LayerNorm, width: usize, context: usize, heads: usize) -> Result<CrossAttention> {
         Ok(CrossAttention {
-            to_q: at.push("to_q").linear(width, width, false)?,
+            to_q: at.push("to_q").linear_behind(norm, width, width, false)?,
             to_k: at.push("to_k").once().linear(context, width, false)?,
             to_v: at.push("to_v").once().linear(context, width, false)?,
             to_out: at.push("to_out.0").linear(width, width, true)?,
@@ -104,13 +104,15 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 
 impl TransformerBlock {
     fn load(at: &Loader, width: usize, context: usize, heads: usize) -> Result<TransformerBlock> {
+        let norm = |name| at.push(name).layer_norm(width, LAYER_NORM_EPS);
+        let (mut norm1, mut norm2, mut norm3) = (norm("norm1")?, norm("norm2")?, norm("norm3")?);
         Ok(TransformerBlock {
-            norm1: at.push("norm1").layer_norm(width, LAYER_NORM_EPS)?,
-            attn1: SelfAttention::load(&at.push("attn1"), width, heads)?,
-            norm2: at.push("norm2").layer_norm(width, LAYER_NORM_EPS)?,
-            attn2: CrossAttention::load(&at.push("attn2"), width, context, heads)?,
-            norm3: at.push("norm3").layer_norm(width, LAYER_NORM_EPS)?,
-            ff_in: at.push("ff.net.0.proj").linear(width, 8 * width, true)?,
+            attn1: SelfAttention::load(&at.push("attn1"), &mut norm1, width, heads)?,
+            attn2: CrossAttention::load(&at.push("attn2"), &mut norm2, width, context, heads)?,
+            ff_in: at.push("ff.net.0.proj").linear_behind(&mut norm3, width, 8 * width, true)?,
+            norm1,
+            norm2,
+            norm3,
             ff_out: at.push("ff.net.2").linear(4 * width, width, true)?,
         })
     }

@@ -277,6 +277,14 @@ impl Tensor {
         }
     }
 
+    /// Where a GPU's product keeps the sums of the rows that it wrote; none for parts of its result and on the CPU.
+    pub(crate) fn row_sums(&self) -> Option<&std::sync::OnceLock<Tensor>> {
+        match &*self.storage {
+            Storage::Cuda(buffer) if self.offset == 0 => Some(buffer.sums()),
+            _ => None,
+        }
+    }
+
     /// The same numbers on another device; the same tensor where the device is the same.
     ///
     /// # Errors

@@ -40,8 +40,12 @@ impl Net {
     }
 }
 
+/// What one test takes of the device the other one would count.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn where_weights_wait_changes_no_bit() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let stays = Net::new(Parking::default());
     for share in [0.0, 0.4, 1.0] {
         let waits = Net::new(Parking { share, once: true });
@@ -69,6 +73,7 @@ fn where_weights_wait_changes_no_bit() {
 /// Weights that wait take none of the device's memory but what they pass through.
 #[test]
 fn what_waits_makes_room() {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if device() == Device::Cpu {
         return;
     }

@@ -23,6 +23,8 @@ pub(super) enum Family {
     Narrow,
     Norm,
     Shape,
+    /// Compiled for each width of a tile, for Hopper only.
+    Tiles,
 }
 
 impl Family {
@@ -36,6 +38,7 @@ impl Family {
             Family::Narrow => "narrow.cu",
             Family::Norm => "norm.cu",
             Family::Shape => "shape.cu",
+            Family::Tiles => "tiles.cu",
         }
     }
 
@@ -50,27 +53,39 @@ impl Family {
             Family::Narrow => include_str!("../kernels/narrow.cu"),
             Family::Norm => include_str!("../kernels/norm.cu"),
             Family::Shape => include_str!("../kernels/shape.cu"),
+            Family::Tiles => include_str!("../kernels/tiles.cu"),
         };
-        let head = if head == 0 { String::new() } else { format!("#define HEAD {head}\n") };
         let shared = match self {
-            Family::Attention => include_str!("../kernels/attention.cuh"),
+            Family::Attention => include_str!("../kernels/attention.cuh").to_string(),
             Family::AttentionFew | Family::AttentionTiles => {
-                concat!(include_str!("../kernels/attention.cuh"), include_str!("../kernels/fragments.cuh"))
+                concat!(include_str!("../kernels/attention.cuh"), include_str!("../kernels/fragments.cuh")).to_string()
             }
-            _ => "",
+            Family::Tiles => super::tiles::multiply(head),
+            _ => String::new(),
+        };
+        let head = match self {
+            Family::Tiles => format!("#define WIDE {head}\n"),
+            _ if head != 0 => format!("#define HEAD {head}\n"),
+            _ => String::new(),
         };
         format!("{head}{}{shared}\n#line 1 \"{}\"\n{own}", include_str!("../kernels/common.cuh"), self.name())
     }
 }
 
-/// A compiled file for one GPU; `head` is the width of an attention head where the file depends on it, else 0.
+/// A compiled file for one GPU; `head` is the width of an attention head or a tile where the file depends on it, else 0.
 type Unit = (Family, usize);
+
+/// The architecture of a Hopper.
+pub(super) const HOPPERS: i32 = 90;
 
 /// Bytes of shared memory that every kernel may take beside a little of its own.
 const UNASKED: usize = 46 << 10;
 
 /// What every picture needs: compiled together.
 const USUAL: [Unit; 4] = [(Family::AttentionFew, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
+
+/// And on a Hopper.
+const HOPPER: [Unit; 2] = [(Family::Tiles, super::tiles::PLAIN), (Family::Tiles, super::tiles::GATED)];
 
 /// The kernels of one GPU that were asked for so far.
 #[derive(Default)]
@@ -154,18 +169,17 @@ impl Gpu {
     /// Loads a unit from the folder of compiled kernels, or compiles it and puts it there; with it what else a picture
     /// needs and is not there yet, each on a thread of its own.
     fn load(&self, loaded: &mut Loaded, unit: Unit) -> Result<sys::CUmodule> {
-        let options = options(self.arch);
-        if let Some(module) = self.kept(unit, &options) {
+        if let Some(module) = self.kept(unit) {
             return Ok(module);
         }
         let absent = |other: &Unit| *other != unit && !loaded.units.contains_key(other);
-        let others =
-            USUAL.into_iter().filter(absent).filter(|other| !place(*other, &options).is_some_and(|p| p.exists()));
+        let usual = USUAL.into_iter().chain(HOPPER.into_iter().filter(|_| self.arch == HOPPERS));
+        let others = usual.filter(absent).filter(|other| !place(*other, self.arch).is_some_and(|p| p.exists()));
         let units: Vec<Unit> = std::iter::once(unit).chain(others).collect();
         let images: Vec<_> = std::thread::scope(|scope| {
             let compiling = |&(family, head): &Unit| {
-                let options = &options;
-                scope.spawn(move || compile(&family.source(head), family.name(), options))
+                let options = options(self.arch, family);
+                scope.spawn(move || compile(&family.source(head), family.name(), &options))
             };
             let threads: Vec<_> = units.iter().map(compiling).collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("it broke off".into()))).collect()
@@ -174,7 +188,7 @@ impl Gpu {
         for (made, image) in units.into_iter().zip(images) {
             let failed = |said: String| self.failed(&format!("compiling {}", made.0.name()), said);
             let module = image.map_err(failed).and_then(|image| {
-                if let Some(path) = place(made, &options) {
+                if let Some(path) = place(made, self.arch) {
                     keep(&path, &image);
                 }
                 self.module(&image)
@@ -190,8 +204,8 @@ impl Gpu {
     }
 
     /// The unit from the folder of compiled kernels.
-    fn kept(&self, unit: Unit, options: &[String]) -> Option<sys::CUmodule> {
-        let image = opened(std::fs::read(place(unit, options)?).ok()?)?;
+    fn kept(&self, unit: Unit) -> Option<sys::CUmodule> {
+        let image = opened(std::fs::read(place(unit, self.arch)?).ok()?)?;
         self.module(&image).ok()
     }
 
@@ -204,12 +218,12 @@ impl Gpu {
 }
 
 /// Where a compiled unit is kept.
-fn place((family, head): Unit, options: &[String]) -> Option<PathBuf> {
-    Some(folder()?.join(format!("{}.kernels", key(&family.source(head), options))))
+fn place((family, head): Unit, arch: i32) -> Option<PathBuf> {
+    Some(folder()?.join(format!("{}.kernels", key(&family.source(head), &options(arch, family)))))
 }
 
 /// Options for a card: machine code where this NVRTC knows it, else an older form that the driver compiles.
-fn options(arch: i32) -> Vec<String> {
+fn options(arch: i32, family: Family) -> Vec<String> {
     let mut known = 0;
     // SAFETY: NVRTC is there, as opening the GPU checked; the list is as long as it says.
     let list = unsafe {
@@ -220,8 +234,10 @@ fn options(arch: i32) -> Vec<String> {
         }
         list
     };
+    // Instructions that no later card has are asked for by name.
+    let own = if family == Family::Tiles { "a" } else { "" };
     let target = match list.iter().filter(|&&a| a <= arch).max() {
-        Some(&exact) if exact == arch => format!("sm_{arch}"),
+        Some(&exact) if exact == arch => format!("sm_{arch}{own}"),
         Some(older) => format!("compute_{older}"),
         None => format!("sm_{arch}"),
     };
@@ -339,6 +355,11 @@ mod tests {
                 let image = compile(&family.source(head), family.name(), &options);
                 assert!(image.is_ok(), "{family:?} {head} for {arch}: {}", image.unwrap_err());
             }
+        }
+        for (family, head) in HOPPER {
+            let options = ["--gpu-architecture=sm_90a".to_string(), "--std=c++17".to_string()];
+            let image = compile(&family.source(head), family.name(), &options);
+            assert!(image.is_ok(), "{family:?} {head}: {}", image.unwrap_err());
         }
     }
 }

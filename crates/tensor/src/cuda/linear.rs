@@ -1,8 +1,9 @@
 //! Linear layers on a GPU: cuBLASLt, with bias and residual in the product; own kernel for what it does not take.
 
-use super::elementwise::{Finish, finish, geglu};
+use super::elementwise::{Finish, finish, geglu, optional};
 use super::parked::Parked;
 use super::product::{Matrix, Product};
+use super::tiles::{RowNorm, Tiles};
 use super::{conv, fresh, place, transfer};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
@@ -96,6 +97,13 @@ pub(super) fn forward_with(x: &Tensor, layer: &Layer, after: &Finish) -> Result<
     let (bias, residual) = if plain { (layer.narrow.as_ref(), after.residual) } else { (None, None) };
     let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
     let (depth, columns) = (x.last_dim(), layer.outputs());
+    if plain {
+        let tiles = Tiles { residual: optional(after.residual)?, ..tiles(x, layer, &out)? };
+        // SAFETY: the sizes are the tensors' own, which the caller compared.
+        if unsafe { gpu.tiles_into(&out, &tiles)? } {
+            return Ok(out);
+        }
+    }
     let product = Product {
         rows,
         depth,
@@ -124,5 +132,53 @@ pub(super) fn forward_with(x: &Tensor, layer: &Layer, after: &Finish) -> Result<
 
 /// `(x W1^T + b1) * gelu(x W2^T + b2)` where the weight holds W1 above W2.
 pub(crate) fn forward_geglu(x: &Tensor, layer: &Layer) -> Result<Tensor> {
-    geglu(&forward(x, layer, Activation::None, None)?)
+    match in_tiles(x, layer, true, None)? {
+        Some(gated) => Ok(gated),
+        None => geglu(&forward(x, layer, Activation::None, None)?),
+    }
+}
+
+/// `x W^T + bias` of a layer made by [`super::tiles::fold`] on rows that are still to be normalised; `gated`: the first half
+/// of the outputs times GELU of the second. None where their sums are not known or this crate's own kernel does not take it.
+pub(crate) fn forward_normed(x: &Tensor, layer: &Layer, eps: f32, gated: bool) -> Result<Option<Tensor>> {
+    match RowNorm::of(x, eps)? {
+        Some(norm) if !x.is_empty() => in_tiles(x, layer, gated, Some(norm)),
+        _ => Ok(None),
+    }
+}
+
+/// A product by this crate's own kernel, if that takes it.
+fn in_tiles(x: &Tensor, layer: &Layer, gated: bool, norm: Option<RowNorm>) -> Result<Option<Tensor>> {
+    let (gpu, _) = place(x)?;
+    let columns = layer.outputs() / if gated { 2 } else { 1 };
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = columns;
+    }
+    let (out, _) = fresh(gpu, x.dtype(), &shape)?;
+    let tiles = Tiles { columns, gated, norm, ..tiles(x, layer, &out)? };
+    // SAFETY: the sizes are the tensors' own, which the caller compared.
+    let done = unsafe { gpu.tiles(&tiles, 0)? };
+    if done {
+        crate::meter::count(tiles.rows, tiles.depth, layer.outputs());
+    }
+    Ok(done.then_some(out))
+}
+
+/// A plain product as this crate's own kernel is told of it.
+fn tiles(x: &Tensor, layer: &Layer, out: &Tensor) -> Result<Tiles> {
+    Ok(Tiles {
+        rows: x.len() / x.last_dim(),
+        depth: x.last_dim(),
+        columns: layer.outputs(),
+        dtype: x.dtype(),
+        x: place(x)?.1,
+        weight: place(&layer.weight)?.1,
+        bias: optional(layer.bias.as_ref())?,
+        residual: 0,
+        out: place(out)?.1,
+        gated: false,
+        scales: None,
+        norm: None,
+    })
 }

@@ -5,9 +5,10 @@
 use super::gpu::{Gpu, lock, records};
 use super::parked::Lent;
 use crate::storage::{MemoryUse, class};
-use crate::{Error, Result};
+use crate::{Error, Result, Tensor};
 use cudarc::driver::sys;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::OnceLock;
 
 /// Blocks are at least this large, so that small ones share a class.
 const LEAST: usize = 512;
@@ -19,6 +20,8 @@ pub(crate) struct Buffer {
     bytes: usize,
     /// Where it is not the pool's, but part of a ring.
     lent: Option<Lent>,
+    /// What the product that wrote this left of its rows; see [`super::tiles`].
+    sums: OnceLock<Tensor>,
 }
 
 /// Free blocks by size; every list is non-empty.
@@ -162,7 +165,7 @@ impl Gpu {
         };
         pool.taken(address);
         pool.count(bytes);
-        Ok(Buffer { gpu: self, address, bytes, lent: None })
+        Ok(Buffer { gpu: self, address, bytes, lent: None, sums: OnceLock::new() })
     }
 
     /// New memory from the driver; gives the pool's back first where there is too little.
@@ -217,7 +220,7 @@ impl Gpu {
 impl Buffer {
     /// Memory that somebody else owns.
     pub(super) fn lent(address: u64, bytes: usize, lent: Lent) -> Buffer {
-        Buffer { gpu: lent.gpu(), address, bytes, lent: Some(lent) }
+        Buffer { gpu: lent.gpu(), address, bytes, lent: Some(lent), sums: OnceLock::new() }
     }
 
     pub(crate) fn gpu(&self) -> &'static Gpu {
@@ -226,6 +229,11 @@ impl Buffer {
 
     pub(crate) fn address(&self) -> u64 {
         self.address
+    }
+
+    /// Sums of the rows of what lies here, by the product that wrote it.
+    pub(crate) fn sums(&self) -> &OnceLock<Tensor> {
+        &self.sums
     }
 }
 

@@ -28,6 +28,7 @@ mod profile;
 mod recording;
 pub(crate) mod shape;
 pub(crate) mod staging;
+pub(crate) mod tiles;
 pub(crate) mod transfer;
 
 pub(crate) use fork::both;

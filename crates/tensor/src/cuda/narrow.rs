@@ -1,12 +1,14 @@
 //! Linear layers in 8 bits (e4m3) with a scale for each row of the input and of the weight: twice the arithmetic of 16
 //! bits on Hopper, at about three bits of mantissa.
 
+use super::elementwise::optional;
 use super::gpu::Gpu;
 use super::kernels::Family;
 use super::linear::Layer;
 use super::parked::Parked;
 use super::product::{Matrix, Product};
 use super::profile::Work;
+use super::tiles::Tiles;
 use super::{fresh, place, transfer};
 use crate::{DType, Result, Tensor};
 use std::sync::Arc;
@@ -133,6 +135,39 @@ pub(crate) fn geglu(both: &Tensor) -> Result<Rows> {
     Ok(out)
 }
 
+/// First half of `x W^T + bias` times GELU of the second, of rows and a weight in 8 bits; none where this crate's own kernel
+/// does not take it.
+pub(crate) fn forward_geglu(x: &Rows, weight: &Rows, layer: &Layer) -> Result<Option<Tensor>> {
+    let (gpu, _) = place(&x.bytes)?;
+    let (rows, depth, columns) = (x.rows(), x.width(), weight.rows() / 2);
+    let mut shape = x.shape.clone();
+    if let Some(last) = shape.last_mut() {
+        *last = columns;
+    }
+    let (out, to) = fresh(gpu, x.dtype, &shape)?;
+    let ([from, scales], [w, w_scales]) = (x.places()?, weight.places()?);
+    let tiles = Tiles {
+        rows,
+        depth,
+        columns,
+        dtype: x.dtype,
+        x: from,
+        weight: w,
+        bias: optional(layer.bias.as_ref())?,
+        residual: 0,
+        out: to,
+        gated: true,
+        scales: Some([scales, w_scales]),
+        norm: None,
+    };
+    // SAFETY: the sizes are the tensors' own, which the caller compared.
+    let done = unsafe { gpu.tiles(&tiles, 0)? };
+    if done {
+        crate::meter::count(rows, depth, 2 * columns);
+    }
+    Ok(done.then_some(out))
+}
+
 /// `x W^T + bias + residual` of rows and a weight in 8 bits; none where cuBLASLt does not take it.
 pub(crate) fn forward(x: &Rows, weight: &Rows, layer: &Layer, residual: Option<&Tensor>) -> Result<Option<Tensor>> {
     let (gpu, _) = place(&x.bytes)?;
@@ -145,6 +180,24 @@ pub(crate) fn forward(x: &Rows, weight: &Rows, layer: &Layer, residual: Option<&
     let (out, to) = fresh(gpu, x.dtype, &shape)?;
     let ([from, scales], [w, w_scales]) = (x.places()?, weight.places()?);
     let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
+    let tiles = Tiles {
+        rows,
+        depth,
+        columns,
+        dtype: x.dtype,
+        x: from,
+        weight: w,
+        bias: optional(layer.bias.as_ref())?,
+        residual: optional(residual)?,
+        out: to,
+        gated: false,
+        scales: Some([scales, w_scales]),
+        norm: None,
+    };
+    // SAFETY: the sizes are the tensors' own, which the caller compared.
+    if unsafe { gpu.tiles(&tiles, 0)? } {
+        return Ok(Some(out));
+    }
     let product = Product {
         rows,
         depth,

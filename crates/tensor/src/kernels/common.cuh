@@ -9,6 +9,7 @@ typedef long long i64;
 
 struct f16 { u16 bits; };
 struct bf16 { u16 bits; };
+struct e4m3 { u8 bits; };
 
 #ifndef HOST_CHECK
 __device__ __forceinline__ float f16_to_float(u16 bits) {

@@ -11,6 +11,8 @@ pub struct Linear {
     pub(super) packed: Packed<PackedColumns>,
     /// The weight in 8 bits, in place of the packed one; see [`Linear::narrow`].
     pub(super) eights: Option<cuda::narrow::Rows>,
+    /// Whether it took over the norm before it; see [`Linear::behind_norm`].
+    pub(super) folded: bool,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) device: Device,
@@ -77,7 +79,27 @@ impl Linear {
             }
             Device::Cuda(_) => Packed::Cuda(Box::new(cuda::linear::Layer::new(weight, bias)?)),
         };
-        Ok(Linear { packed, eights: None, inputs: k, outputs: n, device, dtype: weight.dtype() })
+        Ok(Linear { packed, eights: None, folded: false, inputs: k, outputs: n, device, dtype: weight.dtype() })
+    }
+
+    /// As [`Linear::new`] of a layer behind a layer norm, whose weight and bias `[in]` it takes over where that saves the
+    /// norm a pass of its own; whether it does. What it reads then is normalised without weight and bias; see
+    /// [`super::layer_norm_for`].
+    ///
+    /// # Errors
+    /// As [`Linear::new`].
+    pub fn behind_norm(weight: &Tensor, bias: Option<&Tensor>, norm: [&Tensor; 2]) -> Result<(Linear, bool)> {
+        let mut layer = Linear::new(weight, bias)?;
+        let takes = *weight.device() != Device::Cpu && cuda::tiles::folds(weight)?;
+        if takes {
+            let [gamma, beta] = norm;
+            if [gamma, beta].iter().any(|norm| norm.len() != layer.inputs) {
+                return Err(Error::shape("linear", "the norm", gamma.shape(), format!("[{}]", layer.inputs)));
+            }
+            layer.packed = Packed::Cuda(Box::new(cuda::tiles::fold(weight, bias, gamma, beta)?));
+            layer.folded = true;
+        }
+        Ok((layer, takes))
     }
 
     /// Lets the weight wait on the host where [`crate::Parking`] says so.
@@ -106,7 +128,7 @@ impl Linear {
         self.dtype
     }
 
-    fn check(&self, x: &Tensor) -> Result<()> {
+    pub(super) fn check(&self, x: &Tensor) -> Result<()> {
         if x.last_dim() != self.in_features() || x.shape().is_empty() {
             return Err(Error::shape("linear", "the input", x.shape(), format!("[.., {}]", self.in_features())));
         }

@@ -12,17 +12,44 @@ pub enum Rows {
     Plain(Tensor),
     /// For a layer in 8 bits; see [`Linear::narrow`].
     Narrow(NarrowRows),
+    /// For a layer that normalises them itself; see [`Linear::behind_norm`].
+    Normed(NormedRows),
 }
 
 /// Rows of 8-bit numbers with a scale for each row.
 #[derive(Clone)]
 pub struct NarrowRows(cuda::narrow::Rows);
 
+/// Rows that are still to be normalised, and how.
+#[derive(Clone)]
+pub struct NormedRows {
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl NormedRows {
+    /// The product by the layer itself, gated or not; none where it cannot.
+    fn by(&self, layer: &Linear, gated: bool) -> Result<Option<Tensor>> {
+        match &layer.packed {
+            Packed::Cuda(layer) => cuda::linear::forward_normed(&self.x, &*layer.at_hand()?, self.eps, gated),
+            Packed::Cpu(..) => Ok(None),
+        }
+    }
+
+    /// The rows, normalised.
+    fn plain(&self) -> Result<Rows> {
+        super::layer_norm(&self.x, &self.weight, Some(&self.bias), self.eps).map(Rows::Plain)
+    }
+}
+
 impl std::fmt::Debug for Rows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Rows::Plain(x) => write!(f, "Rows({x:?})"),
             Rows::Narrow(_) => f.write_str("Rows(8 bits)"),
+            Rows::Normed(rows) => write!(f, "Rows({:?}, to be normalised)", rows.x),
         }
     }
 }
@@ -43,6 +70,11 @@ pub fn layer_norm_for(next: &Linear, x: &Tensor, weight: &Tensor, bias: &Tensor,
             let weight = channels("layer_norm", "the weight", weight, x, x.last_dim())?;
             let bias = channels("layer_norm", "the bias", bias, x, x.last_dim())?;
             Ok(Rows::Narrow(NarrowRows(cuda::narrow::layer_norm(x, &weight, &bias, eps)?)))
+        }
+        None if next.folded && x.dtype() == next.dtype() && x.row_sums().is_some_and(|sums| sums.get().is_some()) => {
+            next.check(x)?;
+            let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+            Ok(Rows::Normed(NormedRows { x, weight, bias, eps }))
         }
         _ => super::layer_norm(x, weight, Some(bias), eps).map(Rows::Plain),
     }
@@ -85,6 +117,10 @@ impl Linear {
         match x {
             Rows::Plain(x) => self.forward_with(x, Activation::None, residual),
             Rows::Narrow(NarrowRows(x)) => self.forward_narrow(x, residual),
+            Rows::Normed(rows) => match residual.is_none().then(|| rows.by(self, false)).transpose()?.flatten() {
+                Some(y) => Ok(y),
+                None => self.forward_rows(&rows.plain()?, residual),
+            },
         }
     }
 
@@ -93,7 +129,18 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward_geglu`].
     pub fn forward_geglu_for(&self, next: &Linear, x: &Rows) -> Result<Rows> {
+        if let Rows::Normed(rows) = x {
+            return match rows.by(self, true)? {
+                Some(gated) if next.eights.is_none() => Ok(Rows::Plain(gated)),
+                _ => self.forward_geglu_for(next, &rows.plain()?),
+            };
+        }
         if next.eights.is_some() && self.outputs / 2 <= cuda::narrow::WIDEST_GEGLU && self.dtype == next.dtype {
+            if let (Rows::Narrow(NarrowRows(x)), Packed::Cuda(layer), Some(weight)) = (x, &self.packed, &self.eights)
+                && let Some(gated) = cuda::narrow::forward_geglu(x, &weight.at_hand()?, layer)?
+            {
+                return Ok(Rows::Narrow(NarrowRows(cuda::narrow::rows(&gated)?)));
+            }
             return Ok(Rows::Narrow(NarrowRows(cuda::narrow::geglu(&self.forward_rows(x, None)?)?)));
         }
         match x {

@@ -1,0 +1,139 @@
+//! Products of sizes that fill a large GPU, whose own kernel takes only such: results beside the same numbers in f32.
+
+mod device;
+
+use device::device;
+use tensor::ops::{Activation, Conv2d, ConvOptions, Fused, Linear};
+use tensor::{DType, Device, Tensor};
+
+/// Deterministic numbers in [-1, 1) times `size`, rounded to 16 bits of both kinds.
+fn noise(seed: u64, size: f32, shape: &[usize]) -> Tensor {
+    let mut state = seed;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // Seven bits: exact in bf16, too.
+        ((state >> 57) as f32 / 64.0 - 1.0) * size
+    };
+    let data: Vec<f32> = (0..shape.iter().product()).map(next).collect();
+    Tensor::from_f32(&Device::Cpu, DType::F32, shape, &data).unwrap()
+}
+
+/// Relative distance of all numbers from what they should be, within what rounding the result costs.
+fn close(got: &Tensor, want: &Tensor, dtype: DType, what: &str) {
+    let (got, want) = (got.to_vec_f32().unwrap(), want.to_vec_f32().unwrap());
+    assert_eq!(got.len(), want.len(), "{what}");
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a - b)).sum();
+    let error = (error / want.iter().map(|b| square(*b)).sum::<f64>()).sqrt();
+    println!("{what} in {dtype}: {error:.1e} from f32");
+    let rounding = if dtype == DType::BF16 { 4e-3 } else { 5e-4 };
+    assert!(error < rounding, "{what} in {dtype}: {error}");
+}
+
+fn each(check: impl Fn(DType, &dyn Fn(&Tensor) -> Tensor)) {
+    for dtype in [DType::F16, DType::BF16] {
+        if dtype == DType::F16 && device() == Device::Cpu {
+            continue;
+        }
+        check(dtype, &|x: &Tensor| x.to_device(&device()).unwrap().cast(dtype).unwrap());
+    }
+}
+
+/// With and without what is added; a last tile that is not full.
+#[test]
+fn linear_layers_of_many_rows() {
+    for (rows, depth, columns) in [(4000, 192, 640), (2048, 64, 1280)] {
+        let (x, w, b) = (noise(1, 1.0, &[rows, depth]), noise(2, 0.125, &[columns, depth]), noise(3, 1.0, &[columns]));
+        let residual = noise(4, 1.0, &[rows, columns]);
+        let exact = Linear::new(&w, Some(&b)).unwrap();
+        let bare = Linear::new(&w, None).unwrap();
+        each(|dtype, here| {
+            let b = b.to_device(&device()).unwrap();
+            let (layer, plain) = (Linear::new(&here(&w), Some(&b)).unwrap(), Linear::new(&here(&w), None).unwrap());
+            let what = format!("linear {rows}x{depth} -> {columns}");
+            let got = layer.forward_with(&here(&x), Activation::None, Some(&here(&residual))).unwrap();
+            let want = exact.forward_with(&x, Activation::None, Some(&residual)).unwrap();
+            close(&got, &want, dtype, &format!("{what} + bias + residual"));
+            close(&plain.forward(&here(&x)).unwrap(), &bare.forward(&x).unwrap(), dtype, &what);
+            close(&layer.forward(&here(&x)).unwrap(), &exact.forward(&x).unwrap(), dtype, &format!("{what} + bias"));
+        });
+    }
+}
+
+#[test]
+fn gated_layers_of_many_rows() {
+    for (rows, depth, columns) in [(2000, 128, 2048), (1000, 64, 4096)] {
+        let (x, w, b) =
+            (noise(5, 1.0, &[rows, depth]), noise(6, 0.25, &[2 * columns, depth]), noise(7, 1.0, &[2 * columns]));
+        let want = Linear::new(&w, Some(&b)).unwrap().forward_geglu(&x).unwrap();
+        each(|dtype, here| {
+            let b = b.to_device(&device()).unwrap();
+            let layer = Linear::new(&here(&w), Some(&b)).unwrap();
+            let got = layer.forward_geglu(&here(&x)).unwrap();
+            close(&got, &want, dtype, &format!("geglu {rows}x{depth} -> {columns}"));
+        });
+    }
+}
+
+/// Lines wider and narrower than a tile, more than one tile of columns, edges on all sides.
+#[test]
+fn convolutions_of_many_pixels() {
+    for [b, h, w, c, n] in [[1, 128, 128, 64, 160], [8, 32, 32, 64, 320], [2, 32, 256, 64, 160]] {
+        let (x, weight) = (noise(8, 1.0, &[b, h, w, c]), noise(9, 0.125, &[n, c, 3, 3]));
+        let (bias, residual) = (noise(10, 1.0, &[n]), noise(11, 1.0, &[b, h, w, n]));
+        let exact = Conv2d::new(&weight, Some(&bias), ConvOptions::same3()).unwrap();
+        each(|dtype, here| {
+            let bias = bias.to_device(&device()).unwrap();
+            let conv = Conv2d::new(&here(&weight), Some(&bias), ConvOptions::same3()).unwrap();
+            let what = format!("convolution {b}x{h}x{w}x{c} -> {n}");
+            let there = here(&residual);
+            let want = exact.forward_with(&x, &Fused { residual: Some(&residual), ..Fused::default() }).unwrap();
+            let got = conv.forward_with(&here(&x), &Fused { residual: Some(&there), ..Fused::default() }).unwrap();
+            close(&got, &want, dtype, &format!("{what} + residual"));
+            close(&conv.forward(&here(&x)).unwrap(), &exact.forward(&x).unwrap(), dtype, &what);
+        });
+    }
+}
+
+/// Layers that take over the norm before them, on rows that a product wrote, with a mean beside their deviation.
+#[test]
+fn layers_behind_a_norm() {
+    let (rows, depth, width) = (4000, 192, 640);
+    let (a, w) = (noise(12, 1.0, &[rows, depth]), noise(13, 0.125, &[width, depth]));
+    // A bias of one sign gives rows a mean.
+    let (b, residual) = (constant(1.5, width), noise(15, 1.0, &[rows, width]));
+    let (gamma, beta) = (noise(17, 1.0, &[width]), noise(18, 0.5, &[width]));
+    let (plain, gated) = (noise(19, 0.125, &[1280, width]), noise(20, 0.125, &[2 * 2560, width]));
+    let bias = noise(21, 1.0, &[2 * 2560]);
+    each(|dtype, here| {
+        let there = |x: &Tensor| x.to_device(&device()).unwrap();
+        let x = Linear::new(&here(&w), Some(&there(&b))).unwrap();
+        let x = x.forward_with(&here(&a), Activation::None, Some(&here(&residual))).unwrap();
+        let exact = x.to_device(&Device::Cpu).unwrap().cast(DType::F32).unwrap();
+        let exact = tensor::ops::layer_norm(&exact, &gamma, Some(&beta), 1e-5).unwrap();
+        let behind = |weight: &Tensor, bias: Option<&Tensor>| {
+            let norm = [there(&gamma), there(&beta)];
+            let (layer, takes) = Linear::behind_norm(&here(weight), bias, [&norm[0], &norm[1]]).unwrap();
+            let [gamma, beta] = match takes {
+                true => [there(&constant(1.0, width)), there(&constant(0.0, width))],
+                false => norm,
+            };
+            let normal = tensor::ops::layer_norm_for(&layer, &x, &gamma, &beta, 1e-5).unwrap();
+            println!("{takes}: {normal:?}");
+            (layer, normal)
+        };
+        let (layer, normal) = behind(&plain, None);
+        let want = Linear::new(&plain, None).unwrap().forward(&exact).unwrap();
+        close(&layer.forward_rows(&normal, None).unwrap(), &want, dtype, "linear behind a norm");
+        let (layer, normal) = behind(&gated, Some(&there(&bias)));
+        let next = Linear::new(&here(&noise(22, 1.0, &[width, 2560])), None).unwrap();
+        let got = next.forward_rows(&layer.forward_geglu_for(&next, &normal).unwrap(), None).unwrap();
+        let want = Linear::new(&gated, Some(&bias)).unwrap().forward_geglu(&exact).unwrap();
+        let want = Linear::new(&noise(22, 1.0, &[width, 2560]), None).unwrap().forward(&want).unwrap();
+        close(&got, &want, dtype, "geglu behind a norm");
+    });
+}
+
+fn constant(value: f32, count: usize) -> Tensor {
+    Tensor::from_f32(&Device::Cpu, DType::F32, &[count], &vec![value; count]).unwrap()
+}
