@@ -5,9 +5,9 @@ use crate::memory::human;
 use crate::{DeviceChoice, Error, Result};
 use tensor::Parking;
 
-/// Bytes that the driver and NVIDIA's libraries take for themselves: context, kernels, handles, scratch memory; 850 MiB on
-/// an H200.
-pub(crate) const OVERHEAD: u64 = 896 << 20;
+/// Bytes that the driver and NVIDIA's libraries take for themselves: context, kernels, handles, scratch memory, a recording;
+/// 990 to 1040 MiB on an H200, by what `nvidia-smi` says of the process.
+pub(crate) const OVERHEAD: u64 = 1088 << 20;
 /// Of memory that is free now, what is left to others and to chance.
 const MARGIN: u64 = 256 << 20;
 /// What blocks take beyond what is in them, as a share: sizes are rounded up so that blocks can be used again.
@@ -201,7 +201,8 @@ mod tests {
     #[test]
     fn a_card_of_8_gb_is_enough() {
         let there = within(8 << 30).unwrap();
-        assert!(sdxl().arrange(there).unwrap().nets.share < 0.1);
+        let share = sdxl().arrange(there).unwrap().nets.share;
+        assert!(share < 0.15, "{share}");
         assert_eq!(within(OVERHEAD), None);
         assert_eq!(beside_others(MARGIN / 2, 0), 0);
     }
