@@ -16,7 +16,7 @@ enum State {
     Warm,
     Recorded {
         inputs: Vec<Tensor>,
-        recording: Recording,
+        recording: Box<Recording>,
         result: Tensor,
     },
     /// Not recorded: on the CPU, or for the reason given.
@@ -74,7 +74,7 @@ fn record(device: Device, inputs: &[&Tensor], work: impl Fn(&[Tensor]) -> Result
     let own = own.collect::<tensor::Result<Vec<_>>>()?;
     Ok(match Recording::new::<Error>(&device, || Ok(vec![work(&own)?])) {
         Ok(Some((recording, results))) => match results.into_iter().next() {
-            Some(result) => State::Recorded { inputs: own, recording, result },
+            Some(result) => State::Recorded { inputs: own, recording: Box::new(recording), result },
             None => State::Plain(None),
         },
         Ok(None) => State::Plain(None),

@@ -277,11 +277,18 @@ impl Tensor {
         }
     }
 
-    /// Where a GPU's product keeps the sums of the rows that it wrote; none for parts of its result and on the CPU.
-    pub(crate) fn row_sums(&self) -> Option<&std::sync::OnceLock<Tensor>> {
+    /// The sums of its rows that a GPU's product left with its result; none for a part that begins later and on the CPU.
+    pub(crate) fn row_sums(&self) -> Option<Tensor> {
         match &*self.storage {
-            Storage::Cuda(buffer) if self.offset == 0 => Some(buffer.sums()),
+            Storage::Cuda(buffer) if self.offset == 0 => buffer.sums(),
             _ => None,
+        }
+    }
+
+    /// Leaves the sums of its rows with a new tensor, or forgets them where its numbers change.
+    pub(crate) fn keep_row_sums(&self, sums: Option<Tensor>) {
+        if let Storage::Cuda(buffer) = &*self.storage {
+            buffer.keep_sums(sums);
         }
     }
 
@@ -312,7 +319,10 @@ impl Tensor {
             return Err(Error::argument("overwrite", format!("{from:?} does not fit into {self:?}")));
         }
         match self.on_gpu() {
-            Some(_) => cuda::transfer::overwrite(self, from),
+            Some(_) => {
+                self.keep_row_sums(None);
+                cuda::transfer::overwrite(self, from)
+            }
             None => Err(Error::argument("overwrite", "the numbers of a tensor on the CPU never change")),
         }
     }

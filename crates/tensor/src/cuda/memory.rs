@@ -8,7 +8,7 @@ use crate::storage::{MemoryUse, class};
 use crate::{Error, Result, Tensor};
 use cudarc::driver::sys;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::OnceLock;
+use std::sync::Mutex;
 
 /// Blocks are at least this large, so that small ones share a class.
 const LEAST: usize = 512;
@@ -21,7 +21,7 @@ pub(crate) struct Buffer {
     /// Where it is not the pool's, but part of a ring.
     lent: Option<Lent>,
     /// What the product that wrote this left of its rows; see [`super::tiles`].
-    sums: OnceLock<Tensor>,
+    sums: Mutex<Option<Tensor>>,
 }
 
 /// Free blocks by size; every list is non-empty.
@@ -165,7 +165,7 @@ impl Gpu {
         };
         pool.taken(address);
         pool.count(bytes);
-        Ok(Buffer { gpu: self, address, bytes, lent: None, sums: OnceLock::new() })
+        Ok(Buffer { gpu: self, address, bytes, lent: None, sums: Mutex::default() })
     }
 
     /// New memory from the driver; gives the pool's back first where there is too little.
@@ -220,7 +220,7 @@ impl Gpu {
 impl Buffer {
     /// Memory that somebody else owns.
     pub(super) fn lent(address: u64, bytes: usize, lent: Lent) -> Buffer {
-        Buffer { gpu: lent.gpu(), address, bytes, lent: Some(lent), sums: OnceLock::new() }
+        Buffer { gpu: lent.gpu(), address, bytes, lent: Some(lent), sums: Mutex::default() }
     }
 
     pub(crate) fn gpu(&self) -> &'static Gpu {
@@ -231,9 +231,14 @@ impl Buffer {
         self.address
     }
 
-    /// Sums of the rows of what lies here, by the product that wrote it.
-    pub(crate) fn sums(&self) -> &OnceLock<Tensor> {
-        &self.sums
+    /// Sums of the rows of what lies here, if the product that wrote it left them.
+    pub(crate) fn sums(&self) -> Option<Tensor> {
+        lock(&self.sums).clone()
+    }
+
+    /// Something else lies here now, and these are the sums of its rows.
+    pub(crate) fn keep_sums(&self, sums: Option<Tensor>) {
+        *lock(&self.sums) = sums;
     }
 }
 

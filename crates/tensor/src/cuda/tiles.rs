@@ -97,12 +97,12 @@ impl Argument for Norm {}
 impl RowNorm {
     /// The norm of a tensor's rows, where the product that wrote them left their sums.
     pub(super) fn of(x: &Tensor, eps: f32) -> Result<Option<RowNorm>> {
-        let Some(sums) = x.row_sums().and_then(|sums| sums.get()) else { return Ok(None) };
+        let Some(sums) = x.row_sums() else { return Ok(None) };
         let (rows, parts) = (sums.dim(0), sums.dim(1) / 2);
         if rows * x.last_dim() != x.len() || parts * PLAIN != x.last_dim() {
             return Ok(None);
         }
-        Ok(Some(RowNorm { sums: place(sums)?.1, parts, eps }))
+        Ok(Some(RowNorm { sums: place(&sums)?.1, parts, eps }))
     }
 }
 
@@ -154,7 +154,7 @@ impl Tiles {
             && self.columns.is_multiple_of(kept);
         let tiles = self.rows.div_ceil(ROWS) * (self.columns / kept);
         let there = tiles.next_multiple_of(gpu.multiprocessors.max(1) as usize);
-        (fits && tiles as f64 >= FULL * there as f64).then_some(kept)
+        (fits && tiles > 0 && tiles as f64 >= FULL * there as f64).then_some(kept)
     }
 
     /// The operands' type; none for 8 bits.
@@ -246,8 +246,8 @@ impl Gpu {
         let leave = sums.as_ref().map_or(Ok(0), |sums| place(sums).map(|(_, at)| at))?;
         // SAFETY: as here; the sums are as many as the result has rows and tiles across.
         let done = unsafe { self.tiles(tiles, leave)? };
-        if done && let (Some(sums), Some(place)) = (sums, out.row_sums()) {
-            let _ = place.set(sums);
+        if done {
+            out.keep_row_sums(sums);
         }
         Ok(done)
     }
