@@ -135,35 +135,42 @@ pub(crate) fn geglu(both: &Tensor) -> Result<Rows> {
     Ok(out)
 }
 
-/// First half of `x W^T + bias` times GELU of the second, of rows and a weight in 8 bits; none where this crate's own kernel
-/// does not take it.
-pub(crate) fn forward_geglu(x: &Rows, weight: &Rows, layer: &Layer) -> Result<Option<Tensor>> {
+/// A product of rows and a weight in 8 bits, with a new tensor for it, as this crate's own kernel is told of it.
+fn tiles(x: &Rows, weight: &Rows, layer: &Layer, gated: bool) -> Result<(Tensor, Tiles)> {
     let (gpu, _) = place(&x.bytes)?;
-    let (rows, depth, columns) = (x.rows(), x.width(), weight.rows() / 2);
+    let columns = weight.rows() / if gated { 2 } else { 1 };
     let mut shape = x.shape.clone();
     if let Some(last) = shape.last_mut() {
         *last = columns;
     }
-    let (out, to) = fresh(gpu, x.dtype, &shape)?;
-    let ([from, scales], [w, w_scales]) = (x.places()?, weight.places()?);
+    let (tensor, out) = fresh(gpu, x.dtype, &shape)?;
+    let ([x_at, x_scales], [weight, scales]) = (x.places()?, weight.places()?);
     let tiles = Tiles {
-        rows,
-        depth,
+        rows: x.rows(),
+        depth: x.width(),
         columns,
         dtype: x.dtype,
-        x: from,
-        weight: w,
+        x: x_at,
+        weight,
         bias: optional(layer.bias.as_ref())?,
         residual: 0,
-        out: to,
-        gated: true,
-        scales: Some([scales, w_scales]),
+        out,
+        gated,
+        scales: Some([x_scales, scales]),
         norm: None,
     };
+    Ok((tensor, tiles))
+}
+
+/// First half of `x W^T + bias` times GELU of the second, of rows and a weight in 8 bits; none where this crate's own kernel
+/// does not take it.
+pub(crate) fn forward_geglu(x: &Rows, weight: &Rows, layer: &Layer) -> Result<Option<Tensor>> {
+    let (gpu, _) = place(&x.bytes)?;
+    let (out, tiles) = tiles(x, weight, layer, true)?;
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     let done = unsafe { gpu.tiles(&tiles, 0)? };
     if done {
-        crate::meter::count(rows, depth, 2 * columns);
+        crate::meter::count(x.rows(), x.width(), weight.rows());
     }
     Ok(done.then_some(out))
 }
@@ -171,47 +178,29 @@ pub(crate) fn forward_geglu(x: &Rows, weight: &Rows, layer: &Layer) -> Result<Op
 /// `x W^T + bias + residual` of rows and a weight in 8 bits; none where cuBLASLt does not take it.
 pub(crate) fn forward(x: &Rows, weight: &Rows, layer: &Layer, residual: Option<&Tensor>) -> Result<Option<Tensor>> {
     let (gpu, _) = place(&x.bytes)?;
-    let (rows, depth, columns) = (x.rows(), x.width(), weight.rows());
-    crate::meter::count(rows, depth, columns);
-    let mut shape = x.shape.clone();
-    if let Some(last) = shape.last_mut() {
-        *last = columns;
-    }
-    let (out, to) = fresh(gpu, x.dtype, &shape)?;
-    let ([from, scales], [w, w_scales]) = (x.places()?, weight.places()?);
-    let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
-    let tiles = Tiles {
-        rows,
-        depth,
-        columns,
-        dtype: x.dtype,
-        x: from,
-        weight: w,
-        bias: optional(layer.bias.as_ref())?,
-        residual: optional(residual)?,
-        out: to,
-        gated: false,
-        scales: Some([scales, w_scales]),
-        norm: None,
-    };
+    crate::meter::count(x.rows(), x.width(), weight.rows());
+    let (out, plain) = tiles(x, weight, layer, false)?;
+    let tiles = Tiles { residual: optional(residual)?, ..plain };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     if unsafe { gpu.tiles(&tiles, 0)? } {
         return Ok(Some(out));
     }
+    let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
+    let Tiles { rows, depth, columns, dtype, .. } = tiles;
     let product = Product {
         rows,
         depth,
         columns,
-        dtype: x.dtype,
-        x: Matrix { at: from, stride: depth },
-        w: Matrix { at: w, stride: depth },
+        dtype,
+        x: Matrix { at: tiles.x, stride: depth },
+        w: Matrix { at: tiles.weight, stride: depth },
         transposed: true,
-        out: Matrix { at: to, stride: columns },
-        out_dtype: x.dtype,
+        out: Matrix { at: tiles.out, stride: columns },
+        out_dtype: dtype,
         alpha: 1.0,
         bias: at(layer.narrow.as_ref())?,
         residual: at(residual)?,
-        scales: Some([scales, w_scales]),
+        scales: tiles.scales,
     };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     Ok(unsafe { gpu.product(&product)? }.then_some(out))
