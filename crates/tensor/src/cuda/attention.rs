@@ -1,7 +1,7 @@
 //! Attention on a GPU.
 
 use super::fused::Shape;
-use super::kernels::Family;
+use super::kernels::{Family, HOPPERS};
 use super::product::{Matrix, Product};
 use super::profile::Work;
 use super::{fresh, place};
@@ -101,7 +101,7 @@ pub(crate) fn forward(
     };
     let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
     let long = n.min(kv.k.dim(1)) >= MANY && second.is_none() && !causal;
-    if long && head.is_some() && d <= LIBRARY && gpu.arch >= 90 {
+    if long && head.is_some() && d <= LIBRARY && gpu.arch >= HOPPERS {
         let strides = [row, kv.k.last_dim(), width];
         let shape = Shape { b, heads, n, m: kv.k.dim(1), d, strides, dtype };
         // SAFETY: the sizes are the tensors' own; addresses are multiples of 16 where there is a kernel for the head.

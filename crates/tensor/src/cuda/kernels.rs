@@ -60,7 +60,7 @@ impl Family {
             Family::AttentionFew | Family::AttentionTiles => {
                 concat!(include_str!("../kernels/attention.cuh"), include_str!("../kernels/fragments.cuh")).to_string()
             }
-            Family::Tiles => super::tiles::multiply(head),
+            Family::Tiles => format!("{}{}", include_str!("../kernels/fragments.cuh"), super::tiles::multiply(head)),
             _ => String::new(),
         };
         let head = match self {

@@ -3,7 +3,7 @@
 
 use super::elementwise::optional;
 use super::gpu::Gpu;
-use super::kernels::Family;
+use super::kernels::{Family, HOPPERS};
 use super::linear::Layer;
 use super::parked::Parked;
 use super::product::{Matrix, Product};
@@ -71,7 +71,7 @@ impl Rows {
 pub(crate) fn fits(weight: &Tensor) -> Result<bool> {
     let (gpu, _) = place(weight)?;
     let sizes = weight.shape().iter().all(|size| size % 16 == 0);
-    Ok(gpu.arch == 90 && weight.dtype() != DType::F32 && weight.shape().len() == 2 && sizes)
+    Ok(gpu.arch == HOPPERS && weight.dtype() != DType::F32 && weight.shape().len() == 2 && sizes)
 }
 
 /// The rows of `x` in 8 bits.

@@ -1,4 +1,5 @@
-// Fragments of 16-bit numbers for tensor cores (mma.sync) and tiles of rows of HEAD numbers in shared memory.
+// Fragments of 16-bit numbers for tensor cores (mma.sync), and tiles of rows of HEAD numbers in shared memory where HEAD is
+// defined.
 
 // Rows of a tile are 16 bytes longer than they need be, so that eight rows lie in different banks.
 #define ROW (HEAD + 8)

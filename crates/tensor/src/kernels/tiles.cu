@@ -1,9 +1,9 @@
 // Products of 16-bit and 8-bit matrices on Hopper's tensor cores: tiles of 128 rows by WIDE columns, whose operands the copy
 // engine brings into shared memory while two groups of four warps multiply what is there; it brings the residual too, and
-// takes the result. Bound: tensor cores. Blocks fetch for themselves: sharing the weight in clusters of two or four halved
-// the rate, whatever was shared.
+// takes the result. Bound: tensor cores. Blocks fetch for themselves: in clusters of two or four that share operands
+// bringing these took 1.5 times as long and longer.
 //
-// WIDE and `multiply` are generated in front of this file.
+// WIDE and `multiply` are generated in front of this file, behind fragments.cuh.
 
 // Bytes of shared memory that a block may have.
 const int SHARED = 227 << 10;
@@ -13,11 +13,6 @@ const int STAGE = (128 + WIDE) * 128;
 struct alignas(64) TensorMap { u64 x[16]; };
 struct alignas(1024) Shared { u8 x[1024]; };
 
-__device__ __forceinline__ u32 shared_address(const void *p) {
-    u32 at;
-    asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(at) : "l"(p));
-    return at;
-}
 __device__ __forceinline__ void barrier_init(u32 at, u32 count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
 }
@@ -55,12 +50,6 @@ __device__ __forceinline__ void store_squares(u32 at, const u32 (&x)[4]) {
 __device__ __forceinline__ u64 describe(u32 at) {
     return (u64)((at & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
-template <typename T> __device__ __forceinline__ u32 pack(float x, float y) {
-    T a, b;
-    from_float(x, a);
-    from_float(y, b);
-    return (u32)a.bits | (u32)b.bits << 16;
-}
 template <typename T> __device__ __forceinline__ float2 unpack(u32 x) {
     T a, b;
     a.bits = (u16)x;
@@ -71,9 +60,7 @@ template <typename T> __device__ __forceinline__ float2 unpack(u32 x) {
 // x Phi(x) with the error function of Abramowitz and Stegun 7.1.26, within 1.5e-7, in fewer instructions than `gelu`: while it
 // is computed the tensor cores wait.
 __device__ __forceinline__ float short_gelu(float x) {
-    float t, e, size = fabsf(x);
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(1.0f + 0.23164189f * size));
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-0.72134752f * size * size));
+    float size = fabsf(x), t = quick_inverse(1.0f + 0.23164189f * size), e = quick_power(-0.72134752f * size * size);
     float tail = t * (0.127414796f + t * (-0.142248368f + t * (0.7107068705f + t * (-0.7265760135f + t * 0.5307027145f))));
     return fmaxf(x, 0.0f) - size * tail * e;
 }
@@ -241,7 +228,7 @@ __device__ __forceinline__ void product(const TensorMap &x, const TensorMap &w, 
                         float2 more = unpack<T>(r[j]);
                         a += more.x, b += more.y;
                     }
-                    y[j] = pack<T>(a, b);
+                    y[j] = pair(a, b, T());
                     if (norm.leave) {
                         float2 rounded = unpack<T>(y[j]);
                         left[j % 2].x += rounded.x + rounded.y;
