@@ -60,7 +60,7 @@ impl Family {
             Family::AttentionFew | Family::AttentionTiles => {
                 concat!(include_str!("../kernels/attention.cuh"), include_str!("../kernels/fragments.cuh")).to_string()
             }
-            Family::Tiles => format!("{}{}", include_str!("../kernels/fragments.cuh"), super::tiles::multiply(head)),
+            Family::Tiles => format!("{HOPPER_BASICS}{}", super::tiles::multiply(head)),
             _ => String::new(),
         };
         let head = match self {
@@ -71,6 +71,9 @@ impl Family {
         format!("{head}{}{shared}\n#line 1 \"{}\"\n{own}", include_str!("../kernels/common.cuh"), self.name())
     }
 }
+
+/// What the files for Hopper share.
+const HOPPER_BASICS: &str = concat!(include_str!("../kernels/fragments.cuh"), include_str!("../kernels/hopper.cuh"));
 
 /// A compiled file for one GPU; `head` is the width of an attention head or a tile where the file depends on it, else 0.
 type Unit = (Family, usize);

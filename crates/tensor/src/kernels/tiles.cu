@@ -3,31 +3,12 @@
 // takes the result. Bound: tensor cores. Blocks fetch for themselves: in clusters of two or four that share operands
 // bringing these took 1.5 times as long and longer.
 //
-// WIDE and `multiply` are generated in front of this file, behind fragments.cuh.
+// WIDE and `multiply` are generated in front of this file, behind fragments.cuh and hopper.cuh.
 
 // Bytes of shared memory that a block may have.
 const int SHARED = 227 << 10;
 // 128 rows of the input and WIDE of the weight, 128 bytes of each.
 const int STAGE = (128 + WIDE) * 128;
-
-struct alignas(64) TensorMap { u64 x[16]; };
-struct alignas(1024) Shared { u8 x[1024]; };
-
-__device__ __forceinline__ void barrier_init(u32 at, u32 count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(u32 at, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(u32 at) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u32 at, u32 parity) {
-    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra again;\n"
-                 "done:\n}" ::"r"(at), "r"(parity) : "memory");
-}
-// Waits for the other threads of a group of four warps.
-__device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory"); }
 
 __device__ __forceinline__ void fetch(u32 to, const TensorMap &map, int column, int row, u32 barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
@@ -36,19 +17,6 @@ __device__ __forceinline__ void fetch(u32 to, const TensorMap &map, int column, 
 __device__ __forceinline__ void put(const TensorMap &map, int column, int row, u32 from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column),
                  "r"(row), "r"(from) : "memory");
-}
-// Four squares of 8 by 8 numbers, of which a thread holds two of a row; each thread names a row of them.
-__device__ __forceinline__ void load_squares(u32 (&x)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-}
-__device__ __forceinline__ void store_squares(u32 at, const u32 (&x)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(x[0]), "r"(x[1]), "r"(x[2]),
-                 "r"(x[3]) : "memory");
-}
-// Rows of 128 bytes, swizzled in groups of eight.
-__device__ __forceinline__ u64 describe(u32 at) {
-    return (u64)((at & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 template <typename T> __device__ __forceinline__ float2 unpack(u32 x) {
     T a, b;
