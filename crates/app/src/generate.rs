@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use engine::{DeviceChoice, Event, ModelPaths, Output, Picture, Plan, Pose, Precision, Request, Rng, Session, Stage};
+use engine::{
+    Device, DeviceChoice, Event, ModelPaths, Output, Picture, Plan, Pose, Precision, Request, Rng, Session, Stage,
+};
 use hub::{HubConfig, Role};
 use serde_json::{Value, json};
 
@@ -127,6 +129,7 @@ pub(crate) fn device(arg: Option<DeviceArg>) -> DeviceChoice {
         None | Some(DeviceArg::Auto) => DeviceChoice::Auto,
         Some(DeviceArg::Cpu) => DeviceChoice::Cpu,
         Some(DeviceArg::Cuda(n)) => DeviceChoice::Cuda(n),
+        Some(DeviceArg::Two(one, other)) => DeviceChoice::Halves(Device::Cuda(one), Device::Cuda(other)),
     }
 }
 

@@ -19,32 +19,32 @@ pub fn check_instructions() -> Result<()> {
     tensor::instructions().map(|_| ()).or_else(|error| Error::refused(error.to_string()))
 }
 
-/// The device of a choice, opened, and a sentence for the user where `auto` passed over a GPU.
+/// The device of a choice, opened; a second one where each is to take a half of the guidance; and a sentence for the user
+/// where `auto` passed over a GPU.
 ///
 /// # Errors
 /// A GPU was named and cannot be used; the sentence says why and what to do.
-pub(crate) fn choose(choice: DeviceChoice) -> Result<(Device, Option<String>)> {
+pub(crate) fn choose(choice: DeviceChoice) -> Result<(Device, Option<Device>, Option<String>)> {
+    let opened = |device: Device| match device.open() {
+        Ok(()) => Ok(device),
+        Err(why) => Error::refused(format!("--device {why}")),
+    };
     match choice {
-        DeviceChoice::Cpu => Ok((Device::Cpu, None)),
-        DeviceChoice::Cuda(n) => {
-            let device = Device::Cuda(n);
-            match device.open() {
-                Ok(()) => Ok((device, None)),
-                Err(why) => Error::refused(format!("--device {why}")),
-            }
-        }
+        DeviceChoice::Cpu => Ok((Device::Cpu, None, None)),
+        DeviceChoice::Cuda(n) => Ok((opened(Device::Cuda(n))?, None, None)),
+        DeviceChoice::Halves(first, second) => Ok((opened(first)?, Some(opened(second)?), None)),
         // The first that can be used: one that failed is passed over.
         DeviceChoice::Auto => {
             let mut why = None;
             for device in (0..Device::gpus()).map(Device::Cuda) {
                 match device.open() {
-                    Ok(()) => return Ok((device, why.map(|why| format!("{device} computes: {why}")))),
+                    Ok(()) => return Ok((device, None, why.map(|why| format!("{device} computes: {why}")))),
                     // That it was lost has been said.
                     Err(tensor::Error::Lost { .. }) => {}
                     Err(error) => why = why.or(Some(error)),
                 }
             }
-            Ok((Device::Cpu, why.map(|why| format!("the CPU computes: {why}"))))
+            Ok((Device::Cpu, None, why.map(|why| format!("the CPU computes: {why}"))))
         }
     }
 }

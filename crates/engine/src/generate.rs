@@ -1,8 +1,8 @@
 //! From a request to pictures.
 
 use crate::event::{Event, Observer, Stage};
+use crate::networks::Networks;
 use crate::plan::Plan;
-use crate::repeat::Repeated;
 use crate::request::{Request, Rng};
 use crate::samplers::{self, Driver};
 use crate::session::Session;
@@ -10,13 +10,12 @@ use crate::stack::Stack;
 use crate::subject::Subject;
 use crate::text::{self, Text};
 use crate::{Error, Result, digest};
-use nets::{ControlNet, ControlNetContext, UNet, UNetContext, Vae};
+use nets::Vae;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use tensor::random::{Generator, Source};
-use tensor::{DType, Device, Tensor, ops};
+use tensor::{DType, Device, Tensor};
 
 /// Above this many pixels the VAE decodes in tiles: the whole picture's activations would fill memory.
 pub(crate) const UNTILED_PIXELS: u64 = 1536 * 1536;
@@ -197,7 +196,7 @@ impl Plan {
     }
 
     /// Whether the identity branch and IdentityNet have any weight.
-    fn uses(&self) -> (bool, bool) {
+    pub(crate) fn uses(&self) -> (bool, bool) {
         self.identity.as_ref().map_or((false, false), |id| (id.ip_adapter_scale != 0.0, id.identitynet_scale != 0.0))
     }
 
@@ -220,10 +219,10 @@ impl Plan {
 }
 
 /// What the pictures of a request are conditioned on.
-struct Conditions {
-    text: Text,
+pub(crate) struct Conditions {
+    pub(crate) text: Text,
     /// Identity tokens, and the picture that IdentityNet reads.
-    identity: Option<(Tensor, Tensor)>,
+    pub(crate) identity: Option<(Tensor, Tensor)>,
 }
 
 impl Conditions {
@@ -239,113 +238,6 @@ impl Conditions {
         };
         Ok(Conditions { text, identity })
     }
-}
-
-/// The denoising networks with everything that does not change between steps.
-struct Networks<'a> {
-    unet: &'a UNet,
-    vae: &'a Vae,
-    identitynet: Option<&'a ControlNet>,
-    /// For so many pictures as share a step now.
-    contexts: Option<Contexts>,
-    latent_channels: usize,
-    factor: u32,
-    ip_adapter_scale: f32,
-    identitynet_scale: f32,
-}
-
-/// What does not change between the steps of a batch.
-struct Contexts {
-    pictures: usize,
-    unet: UNetContext,
-    identitynet: Option<ControlNetContext>,
-    /// A step without IdentityNet and one with it.
-    steps: Mutex<[Repeated; 2]>,
-}
-
-impl<'a> Networks<'a> {
-    fn build(plan: &Plan, session: &'a mut Session) -> Result<Networks<'a>> {
-        let scales = plan.identity.as_ref().map_or((0.0, 0.0), |id| (id.identitynet_scale, id.ip_adapter_scale));
-        let (identitynet_scale, ip_adapter_scale) = (scales.0 as f32, scales.1 as f32);
-        let (latent_channels, factor) = (session.stack.latent_channels(), session.stack.vae_factor());
-        let (branch, identitynet) = plan.uses();
-        let (unet, identitynet, vae) = session.denoisers(plan.compute, branch, identitynet)?;
-        let contexts = None;
-        Ok(Networks { unet, vae, identitynet, contexts, latent_channels, factor, ip_adapter_scale, identitynet_scale })
-    }
-
-    /// Computes what does not change between the steps of so many `pictures`, unless that has been done.
-    fn prepare(&mut self, plan: &Plan, conditions: &Conditions, pictures: usize) -> Result<()> {
-        if self.contexts.as_ref().is_some_and(|contexts| contexts.pictures == pictures) {
-            return Ok(());
-        }
-        // Their memory first.
-        self.contexts = None;
-        let (branch, _) = plan.uses();
-        let device = plan.compute.device;
-        let Text { tokens, added, .. } = conditions.text.of(pictures)?;
-        let identity = conditions.identity.as_ref();
-        let identity = identity.map(|(tokens, hint)| Ok::<_, Error>((each(tokens, pictures)?, hint))).transpose()?;
-        let branch = identity.as_ref().map(|(tokens, _)| tokens).filter(|_| branch);
-        let mut unet = device.run(|| self.unet.context(&tokens, branch, added.as_ref()))?;
-        self.unet.set_guidance(&mut unet, plan.guidance as f32)?;
-        let identitynet = match (self.identitynet, &identity) {
-            (Some(net), Some((tokens, hint))) => Some(device.run(|| net.context(tokens, added.as_ref(), hint))?),
-            _ => None,
-        };
-        self.contexts = Some(Contexts { pictures, unet, identitynet, steps: Mutex::default() });
-        Ok(())
-    }
-
-    /// The guided prediction for scaled latents `[pictures, h, w, c]` at a step.
-    fn predict(&self, plan: &Plan, x: &Tensor, timestep: f32, identitynet_works: bool) -> Result<Tensor> {
-        let Some(Contexts { pictures, unet: context, identitynet, steps }) = &self.contexts else {
-            return Error::refused("a step was asked for before its contexts were made");
-        };
-        let x = if plan.guided { ops::repeat_rows(x, 2)? } else { x.clone() };
-        let beside = self.identitynet.zip(identitynet.as_ref()).filter(|_| identitynet_works);
-        let mut inputs = vec![x, self.unet.time(timestep, context)?];
-        if let Some((net, context)) = beside {
-            inputs.push(net.time(timestep, context)?);
-        }
-        let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
-        let inputs: Vec<&Tensor> = inputs.iter().collect();
-        let work = |inputs: &[Tensor]| {
-            let residuals = || {
-                let at = |(net, context): (&ControlNet, &ControlNetContext)| {
-                    net.forward_at(&inputs[0], &inputs[2], context, self.identitynet_scale)
-                };
-                beside.map(at).transpose()
-            };
-            let (x, temb) = (&inputs[0], &inputs[1]);
-            Ok(self.unet.forward_beside(x, temb, context, self.ip_adapter_scale, residuals)?)
-        };
-        let which = usize::from(beside.is_some());
-        let out = match steps[which].call(plan.compute.device, &inputs, work) {
-            // Records keep memory to themselves; without them there may be enough.
-            Err(error) if error.is_out_of_memory() && steps.iter().any(Repeated::is_recorded) => {
-                steps.iter_mut().for_each(Repeated::give_up);
-                steps[which].call(plan.compute.device, &inputs, work)?
-            }
-            out => out?,
-        };
-        if !plan.guided {
-            // The next step writes to the result's memory, and a sampler may still want this one.
-            return Ok(ops::scale(&out, 1.0)?);
-        }
-        // negative + guidance * (positive - negative), Ho and Salimans 2022
-        let (negative, positive) = (out.rows(0, *pictures)?, out.rows(*pictures, *pictures)?);
-        Ok(ops::combine(&[((1.0 - plan.guidance) as f32, &negative), (plan.guidance as f32, &positive)])?)
-    }
-}
-
-/// Each row of a condition `[halves, ..]` once for each picture: `[halves * pictures, ..]`, half by half.
-pub(crate) fn each(x: &Tensor, pictures: usize) -> Result<Tensor> {
-    if pictures == 1 {
-        return Ok(x.clone());
-    }
-    let halves = (0..x.dim(0)).map(|half| ops::repeat_rows(&x.rows(half, 1)?, pictures));
-    Ok(ops::concat_rows(&halves.collect::<tensor::Result<Vec<_>>>()?.iter().collect::<Vec<_>>())?)
 }
 
 /// Samples the latents `[pictures, h, w, c]` of `images`, given by their places.

@@ -28,6 +28,7 @@ mod vram;
 pub mod samplers;
 pub mod schedule;
 
+mod networks;
 mod repeat;
 
 pub mod bench;
@@ -47,3 +48,4 @@ pub use plan::{IdentityPlan, ModelRecord, Plan};
 pub use request::{DeviceChoice, Embedding, ModelPaths, Pose, Precision, Request, Rng};
 pub use save::Target;
 pub use session::Session;
+pub use tensor::Device;

@@ -54,7 +54,10 @@ pub(crate) fn arrange(
     vram: Option<u64>,
     host: Option<u64>,
 ) -> Result<Option<(Arrangement, u64)>> {
-    let Some(there) = on_device(compute.device, vram)? else { return Ok(None) };
+    let Some(mut there) = on_device(compute.device, vram)? else { return Ok(None) };
+    if let Some(device) = compute.second {
+        there = on_device(device, None)?.map_or(there, |other| there.min(other));
+    }
     let arrangement = match needs.arrange(there) {
         Ok(arrangement) => arrangement,
         Err(least) => {
@@ -73,6 +76,14 @@ pub(crate) fn arrange(
             ));
         }
     };
+    if arrangement.waiting > 0 && compute.second.is_some() {
+        return Error::refused(format!(
+            "{what} in {} does not fit whole into each of {}, where {} are free; name one of them in --device, for which networks can wait in the machine's memory, or ask for a smaller --size",
+            compute.precision(),
+            compute.named(),
+            human(there)
+        ));
+    }
     if let Some(host) = host.filter(|host| arrangement.waiting > *host) {
         return Error::refused(format!(
             "{what} in {} does not fit into {}'s memory, and the {} that would have to wait in the machine's do not fit there, where {} are free; a smaller --size or a smaller model need less",
@@ -237,7 +248,7 @@ mod tests {
     fn transformed_convolutions_are_counted() {
         let (unet, net) = (UNetConfig::sdxl(), ControlNetConfig::sdxl());
         let more = |dtype| {
-            let compute = Compute { device: Device::Cpu, dtype, narrow: false };
+            let compute = Compute { device: Device::Cpu, second: None, dtype, narrow: false };
             transformed(&unet, Some(&net), compute) as u64 * bytes(dtype)
         };
         // As measured by loading them.

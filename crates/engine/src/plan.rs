@@ -72,6 +72,8 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Compute {
     pub(crate) device: Device,
+    /// The device of the positive half of the guidance, where it is another's work.
+    pub(crate) second: Option<Device>,
     pub(crate) dtype: DType,
     /// Whether most linear layers of the transformers compute in 8 bits.
     pub(crate) narrow: bool,
@@ -120,8 +122,12 @@ impl Plan {
         };
         let seed = request.seed.unwrap_or_else(random_seed);
         let parameters = stack.parameters(request.wants_identity());
-        let (compute, note) = Compute::choose(request.device, request.precision, parameters)?;
+        let (mut compute, mut note) = Compute::choose(request.device, request.precision, parameters)?;
         let guidance = request.guidance.or(stack.about.guidance).unwrap_or(GUIDANCE);
+        let guided = guidance > 1.0 && stack.takes_guidance();
+        if let Some(second) = compute.second.take_if(|_| !guided) {
+            note = Some(format!("{second} has nothing to do: without guidance there is no second half of a step"));
+        }
         let mut plan = Plan {
             version: env!("CARGO_PKG_VERSION"),
             prompt: request.prompt.clone(),
@@ -131,7 +137,7 @@ impl Plan {
             height,
             steps: request.steps.or(stack.about.steps).unwrap_or(STEPS),
             guidance,
-            guided: guidance > 1.0 && stack.takes_guidance(),
+            guided,
             sampler: sampler.name(),
             sampler_title: sampler.title(),
             scheduler: stack.scheduler().clone(),
@@ -139,7 +145,7 @@ impl Plan {
             batch: request.batch.unwrap_or(1).min(request.count),
             rng: request.rng,
             identity: None,
-            device: compute.device.to_string(),
+            device: compute.named(),
             precision: compute.precision(),
             models: stack.records(),
             compute,
@@ -220,6 +226,14 @@ impl Compute {
         if narrow { DType::BF16 } else { DType::F32 }
     }
 
+    /// The device, or both, as users name them.
+    pub(crate) fn named(self) -> String {
+        match self.second {
+            Some(second) => format!("{} and {second}", self.device),
+            None => self.device.to_string(),
+        }
+    }
+
     /// The numbers of the denoising networks as users name them.
     pub(crate) fn precision(self) -> String {
         if self.narrow { "fp8".into() } else { self.dtype.to_string() }
@@ -242,9 +256,9 @@ impl Compute {
         precision: Precision,
         parameters: usize,
     ) -> Result<(Compute, Option<String>)> {
-        let (device, note) = device::choose(device)?;
+        let (device, second, note) = device::choose(device)?;
         let dtype = device::dtype(precision, device, parameters <= SMALL)?;
-        Ok((Compute { device, dtype, narrow: precision == Precision::Fp8 }, note))
+        Ok((Compute { device, second, dtype, narrow: precision == Precision::Fp8 }, note))
     }
 }
 

@@ -68,7 +68,7 @@ impl Session {
     fn advised(&self, error: Error, request: &Request) -> Error {
         let Some(device) = self.device().filter(|device| *device != Device::Cpu && error.is_out_of_memory()) else {
             return match (error.is_lost_device(), request.device) {
-                (true, DeviceChoice::Cuda(_)) => Error::Machine(format!(
+                (true, DeviceChoice::Cuda(_) | DeviceChoice::Halves(..)) => Error::Machine(format!(
                     "{error}; start again, with --device auto to let another device go on or with --device cpu; `nvidia-smi` and the system's log may tell why"
                 )),
                 _ => error,

@@ -3,6 +3,7 @@
 use crate::samplers::Sampler;
 use crate::{Error, Result, vram};
 use std::path::PathBuf;
+use tensor::Device;
 
 /// More steps than any sampler gains from.
 const MAX_STEPS: usize = 1000;
@@ -46,6 +47,9 @@ pub enum DeviceChoice {
     Cpu,
     /// The GPU of this number.
     Cuda(usize),
+    /// Everything on the first of two devices, but of a step with guidance only the negative half; the second takes the
+    /// positive one at the same time.
+    Halves(Device, Device),
 }
 
 /// Where keypoints come from when not from the face's own photo.

@@ -1,5 +1,6 @@
 //! Networks built from a stack: each when it is first needed, and kept or dropped after its stage.
 
+use crate::networks::Nets;
 use crate::plan::{Compute, Plan, SMALL};
 use crate::request::{ModelPaths, Request};
 use crate::stack::{self, Stack};
@@ -26,8 +27,9 @@ pub struct Session {
     analyzer: Option<FaceAnalyzer>,
     text: Vec<Option<ClipText>>,
     resampler: Option<Resampler>,
-    unet: Option<UNet>,
-    identitynet: Option<ControlNet>,
+    denoisers: Denoisers,
+    /// The same once more, for the half of the guidance that a second device takes.
+    second: Denoisers,
     vae: Option<Vae>,
 }
 
@@ -49,8 +51,8 @@ impl Session {
             analyzer: None,
             text,
             resampler: None,
-            unet: None,
-            identitynet: None,
+            denoisers: Denoisers::default(),
+            second: Denoisers::default(),
             vae: None,
         })
     }
@@ -103,14 +105,16 @@ impl Session {
 
     /// Drops all networks that were built.
     pub(crate) fn drop_all(&mut self) {
-        (self.unet, self.identitynet, self.vae, self.resampler) = (None, None, None, None);
+        self.drop_denoisers();
+        (self.vae, self.resampler) = (None, None);
         self.text.iter_mut().for_each(|encoder| *encoder = None);
     }
 
     /// Drops what was built for another device or for other numbers.
     pub(crate) fn settle(&mut self, compute: Compute) {
         if let Some(built) = self.compute.replace(compute).filter(|built| *built != compute) {
-            (self.unet, self.identitynet, self.vae) = (None, None, None);
+            self.drop_denoisers();
+            self.vae = None;
             if built.device != compute.device {
                 self.resampler = None;
                 self.text.iter_mut().for_each(|encoder| *encoder = None);
@@ -145,27 +149,37 @@ impl Session {
         }
     }
 
-    /// The denoising networks: the UNet, with the identity branch if asked for, and IdentityNet if asked for; and the VAE.
+    /// The denoising networks: the UNet, with the identity branch if asked for, and IdentityNet if asked for; the same on the
+    /// second device, where there is one; and the VAE.
     pub(crate) fn denoisers(
         &mut self,
         compute: Compute,
         branch: bool,
         identitynet: bool,
-    ) -> Result<(&UNet, Option<&ControlNet>, &Vae)> {
+    ) -> Result<(Nets<'_>, Option<Nets<'_>>, &Vae)> {
         self.settle(compute);
         // A kept UNet has the branch from the start, as a later request may want it; weight 0 costs it nothing.
         let branch = branch || (self.keep && self.stack.has_identity());
-        let Session { stack, unet, identitynet: net, vae, arrangement, .. } = self;
-        let (device, parking) = (compute.device, arrangement.nets);
-        if unet.as_ref().is_some_and(|unet| branch && !unet.has_identity()) {
-            *unet = None;
-        }
-        let unet = built(unet, || device.parking(parking, || stack.unet(compute, branch)))?;
-        let net = match identitynet {
-            true => Some(built(net, || device.parking(parking, || stack.identitynet(compute)))?),
-            false => None,
+        let Session { stack, denoisers, second, vae, arrangement, .. } = self;
+        let (stack, wanted) = (&*stack, (branch, identitynet));
+        let nets = arrangement.nets;
+        let here = move || compute.device.parking(nets, move || denoisers.built(stack, compute, wanted));
+        let (nets, beside) = match compute.second {
+            // Both read their files at the same time.
+            Some(device) => std::thread::scope(|scope| {
+                let there = scope.spawn(|| second.built(stack, Compute { device, ..compute }, wanted));
+                let nets = here()?;
+                let beside =
+                    there.join().unwrap_or_else(|_| Error::refused("loading networks stopped unexpectedly"))?;
+                Ok::<_, Error>((nets, Some(beside)))
+            })?,
+            None => (here()?, None),
         };
-        Ok((unet, net, built(vae, || stack.vae(compute))?))
+        Ok((nets, beside, built(vae, || stack.vae(compute))?))
+    }
+
+    fn drop_denoisers(&mut self) {
+        (self.denoisers, self.second) = (Denoisers::default(), Denoisers::default());
     }
 
     pub(crate) fn vae(&mut self, compute: Compute) -> Result<&Vae> {
@@ -176,7 +190,7 @@ impl Session {
 
     /// Sentences about tensors that no network took; none while a network that would take some is still to be built.
     pub(crate) fn unused(&self, opened: &[Weights]) -> Vec<String> {
-        let complete = !self.keep || !self.stack.has_identitynet() || self.identitynet.is_some();
+        let complete = !self.keep || !self.stack.has_identitynet() || self.denoisers.identitynet.is_some();
         if complete { opened.iter().filter_map(stack::unused).collect() } else { Vec::new() }
     }
 
@@ -185,9 +199,32 @@ impl Session {
         if !self.keep {
             self.text.iter_mut().for_each(|encoder| *encoder = None);
             // The VAE stays: it is small, and needed at the end.
-            (self.resampler, self.unet, self.identitynet) = (None, None, None);
+            self.drop_denoisers();
+            self.resampler = None;
             tensor::trim();
         }
+    }
+}
+
+/// The denoising networks of one device, as far as they were built.
+#[derive(Default)]
+struct Denoisers {
+    unet: Option<UNet>,
+    identitynet: Option<ControlNet>,
+}
+
+impl Denoisers {
+    /// The UNet, with the identity `branch` if asked for, and IdentityNet if asked for.
+    fn built(&mut self, stack: &Stack, compute: Compute, (branch, identitynet): (bool, bool)) -> Result<Nets<'_>> {
+        if self.unet.as_ref().is_some_and(|unet| branch && !unet.has_identity()) {
+            self.unet = None;
+        }
+        let unet = built(&mut self.unet, || stack.unet(compute, branch))?;
+        let net = match identitynet {
+            true => Some(built(&mut self.identitynet, || stack.identitynet(compute))?),
+            false => None,
+        };
+        Ok((unet, net))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Prompts to what the UNet attends to.
 
-use crate::generate::each;
+use crate::networks::each;
 use crate::plan::Plan;
 use crate::prompt::{self, Chunks, Syntax};
 use crate::session::Session;
@@ -9,6 +9,7 @@ use nets::{Added, ClipText};
 use tensor::{DType, Device, Tensor, ops};
 
 /// Text for both guidance halves, the negative first; one half where guidance is off.
+#[derive(Clone)]
 pub(crate) struct Text {
     /// `[halves, chunks * 77, c]`, the encoders' channels side by side.
     pub(crate) tokens: Tensor,
@@ -19,6 +20,16 @@ pub(crate) struct Text {
 }
 
 impl Text {
+    /// What one half of the guidance needs of it, on another device.
+    pub(crate) fn half(&self, half: usize, device: &Device) -> Result<Text> {
+        let added = self.added.as_ref().map(|added| {
+            let time_ids = added.time_ids[half..half + 1].to_vec();
+            Ok::<_, Error>(Added { pooled: added.pooled.rows(half, 1)?.to_device(device)?, time_ids })
+        });
+        let tokens = self.tokens.rows(half, 1)?.to_device(device)?;
+        Ok(Text { tokens, added: added.transpose()?, notes: Vec::new() })
+    }
+
     /// The same for so many pictures: rows half by half.
     pub(crate) fn of(&self, pictures: usize) -> Result<Text> {
         let added = self.added.as_ref().map(|added| {

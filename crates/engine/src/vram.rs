@@ -55,6 +55,9 @@ pub(crate) fn check(cap: Option<u64>, device: DeviceChoice) -> Result<()> {
         Some(_) if device == DeviceChoice::Cpu => {
             Error::refused("--vram caps the memory of a GPU, and --device is cpu; leave one of them out")
         }
+        Some(_) if matches!(device, DeviceChoice::Halves(..)) => {
+            Error::refused("--vram lets networks wait for one GPU, and --device names two; leave one of them out")
+        }
         Some(cap) if within(cap).is_none() => Error::refused(format!(
             "--vram is {}; the driver and NVIDIA's libraries alone take {}, so it must be more, such as 8G",
             human(cap),

@@ -45,7 +45,8 @@ pub(crate) struct PictureArgs {
 /// What it is made on.
 #[derive(Args, Debug)]
 pub(crate) struct MachineArgs {
-    /// auto, cpu or cuda:N; auto takes the first GPU where there is one. [default: auto]
+    /// auto, cpu, cuda:N, or cuda:N,M; auto takes the first GPU where there is one, and of two that are named each computes a
+    /// half of the guidance of every step. [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "The machine")]
     pub(crate) device: Option<DeviceArg>,
 

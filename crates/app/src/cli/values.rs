@@ -10,6 +10,8 @@ pub(crate) enum DeviceArg {
     Auto,
     Cpu,
     Cuda(usize),
+    /// Each takes a half of the guidance.
+    Two(usize, usize),
 }
 
 impl FromStr for DeviceArg {
@@ -20,10 +22,15 @@ impl FromStr for DeviceArg {
             "auto" => Ok(DeviceArg::Auto),
             "cpu" => Ok(DeviceArg::Cpu),
             "cuda" => Ok(DeviceArg::Cuda(0)),
-            other => match other.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(index)) => Ok(DeviceArg::Cuda(index)),
-                _ => Err("it must be auto, cpu, or cuda:N with the number of a graphics card".to_string()),
-            },
+            other => {
+                let numbers = other.strip_prefix("cuda:").map(|numbers| numbers.split(',').map(str::parse).collect());
+                match numbers.and_then(|numbers: Result<Vec<usize>, _>| numbers.ok()).as_deref() {
+                    Some([one]) => Ok(DeviceArg::Cuda(*one)),
+                    Some([one, other]) if one != other => Ok(DeviceArg::Two(*one, *other)),
+                    _ => Err("it must be auto, cpu, cuda:N with the number of a graphics card, or cuda:N,M with those of two"
+                        .to_string()),
+                }
+            }
         }
     }
 }
@@ -211,8 +218,8 @@ mod tests {
         for wrong in ["1024", "x", "1024x", "-1x5", "1e3x5", "", "4294967296x64"] {
             assert!(wrong.parse::<SizeArg>().is_err(), "{wrong}");
         }
-        assert_eq!("CUDA:1".parse(), Ok(DeviceArg::Cuda(1)));
-        for wrong in ["gpu", "cuda:", "cuda:-1", "cuda:x"] {
+        assert_eq!(("CUDA:1".parse(), "cuda:2,0".parse()), (Ok(DeviceArg::Cuda(1)), Ok(DeviceArg::Two(2, 0))));
+        for wrong in ["gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:0,0", "cuda:0,", "cuda:0,1,2"] {
             assert!(wrong.parse::<DeviceArg>().is_err(), "{wrong}");
         }
         assert_eq!((whole("30"), seed("18446744073709551615"), threads("1024")), (Ok(30), Ok(u64::MAX), Ok(1024)));

@@ -167,13 +167,22 @@ impl BenchRequest {
 
     /// Device and numbers; `parameters` decide where nothing was said.
     fn compute(&self, parameters: usize) -> Result<Compute> {
-        vram::check(self.vram, self.device)?;
+        self.check()?;
         Ok(Compute::choose(self.device, self.precision, parameters)?.0)
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.device {
+            DeviceChoice::Halves(..) => Error::refused(
+                "a benchmark is of one device, and --device names two; `generate --json` tells \"step_ms\" of both",
+            ),
+            _ => vram::check(self.vram, self.device),
+        }
     }
 
     /// Device and numbers of a network that a generation always runs in f32.
     fn compute_in_f32(&self) -> Result<Compute> {
-        vram::check(self.vram, self.device)?;
+        self.check()?;
         let precision = if self.precision == Precision::Auto { Precision::F32 } else { self.precision };
         Ok(Compute::choose(self.device, precision, 0)?.0)
     }

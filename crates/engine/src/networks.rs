@@ -1,0 +1,159 @@
+//! The denoising networks at work: both halves of the guidance on one device, or each on one of its own.
+
+use crate::generate::Conditions;
+use crate::plan::Plan;
+use crate::repeat::Repeated;
+use crate::session::Session;
+use crate::text::Text;
+use crate::{Error, Result};
+use nets::{ControlNet, ControlNetContext, UNet, UNetContext, Vae};
+use std::sync::{Mutex, PoisonError};
+use tensor::{Device, Tensor, ops};
+
+/// UNet, and IdentityNet where it is asked for.
+pub(crate) type Nets<'a> = (&'a UNet, Option<&'a ControlNet>);
+
+/// The denoising networks with everything that does not change between steps.
+pub(crate) struct Networks<'a> {
+    /// Where all rows are computed, or the negative ones; then where the positive ones are.
+    parts: Vec<Part<'a>>,
+    pub(crate) vae: &'a Vae,
+    pub(crate) latent_channels: usize,
+    pub(crate) factor: u32,
+    ip_adapter_scale: f32,
+    identitynet_scale: f32,
+}
+
+/// Networks on a device, for all rows of a step or for one half of the guidance.
+struct Part<'a> {
+    device: Device,
+    nets: Nets<'a>,
+    /// For so many pictures as share a step now.
+    contexts: Option<Contexts>,
+}
+
+/// What does not change between the steps of a batch.
+struct Contexts {
+    pictures: usize,
+    unet: UNetContext,
+    identitynet: Option<ControlNetContext>,
+    /// A step without IdentityNet and one with it.
+    steps: Mutex<[Repeated; 2]>,
+}
+
+impl<'a> Networks<'a> {
+    pub(crate) fn build(plan: &Plan, session: &'a mut Session) -> Result<Networks<'a>> {
+        let scales = plan.identity.as_ref().map_or((0.0, 0.0), |id| (id.identitynet_scale, id.ip_adapter_scale));
+        let (identitynet_scale, ip_adapter_scale) = (scales.0 as f32, scales.1 as f32);
+        let (latent_channels, factor) = (session.stack.latent_channels(), session.stack.vae_factor());
+        let (branch, identitynet) = plan.uses();
+        let (nets, beside, vae) = session.denoisers(plan.compute, branch, identitynet)?;
+        let devices = std::iter::once(plan.compute.device).chain(plan.compute.second);
+        let parts = devices.zip(std::iter::once(nets).chain(beside));
+        let parts = parts.map(|(device, nets)| Part { device, nets, contexts: None }).collect();
+        Ok(Networks { parts, vae, latent_channels, factor, ip_adapter_scale, identitynet_scale })
+    }
+
+    /// Computes what does not change between the steps of so many `pictures`, unless that has been done.
+    pub(crate) fn prepare(&mut self, plan: &Plan, conditions: &Conditions, pictures: usize) -> Result<()> {
+        let halves = self.parts.len();
+        for (half, part) in self.parts.iter_mut().enumerate() {
+            if part.contexts.as_ref().is_some_and(|contexts| contexts.pictures == pictures) {
+                continue;
+            }
+            // Their memory first.
+            part.contexts = None;
+            let rows = if halves == 1 { None } else { Some(half) };
+            part.contexts = Some(part.contexts(plan, conditions, rows, pictures)?);
+        }
+        Ok(())
+    }
+
+    /// The guided prediction for scaled latents `[pictures, h, w, c]` at a step.
+    pub(crate) fn predict(&self, plan: &Plan, x: &Tensor, timestep: f32, identitynet_works: bool) -> Result<Tensor> {
+        let scales = (self.ip_adapter_scale, self.identitynet_scale);
+        let [first, others @ ..] = &self.parts[..] else {
+            return Error::refused("a step was asked for without networks");
+        };
+        let pictures = x.dim(0);
+        let x = if plan.guided && others.is_empty() { ops::repeat_rows(x, 2)? } else { x.clone() };
+        // To the others before anything is asked of the first: reading it waits for all that was.
+        let theirs = others.iter().map(|part| x.to_device(&part.device)).collect::<tensor::Result<Vec<_>>>()?;
+        let out = first.predict(&x, timestep, identitynet_works, scales)?;
+        if !plan.guided {
+            // The next step writes to the result's memory, and a sampler may still want this one.
+            return Ok(ops::scale(&out, 1.0)?);
+        }
+        let (negative, positive) = match others.iter().zip(&theirs).next() {
+            Some((part, x)) => (out, part.predict(x, timestep, identitynet_works, scales)?.to_device(&first.device)?),
+            None => (out.rows(0, pictures)?, out.rows(pictures, pictures)?),
+        };
+        // negative + guidance * (positive - negative), Ho and Salimans 2022
+        Ok(ops::combine(&[((1.0 - plan.guidance) as f32, &negative), (plan.guidance as f32, &positive)])?)
+    }
+}
+
+impl Part<'_> {
+    /// Contexts of all rows, or of a `half` of the guidance.
+    fn contexts(&self, plan: &Plan, conditions: &Conditions, half: Option<usize>, pictures: usize) -> Result<Contexts> {
+        let Part { device, nets: (unet, identitynet), .. } = self;
+        let of_half = |text: Text| half.map_or_else(|| Ok(text.clone()), |half| text.half(half, device));
+        let Text { tokens, added, .. } = of_half(conditions.text.clone())?.of(pictures)?;
+        let identity = conditions.identity.as_ref().map(|(tokens, hint)| {
+            let tokens = half.map_or_else(|| Ok(tokens.clone()), |half| tokens.rows(half, 1)?.to_device(device))?;
+            Ok::<_, Error>((each(&tokens, pictures)?, hint.to_device(device)?))
+        });
+        let identity = identity.transpose()?;
+        let (branch, _) = plan.uses();
+        let branch = identity.as_ref().map(|(tokens, _)| tokens).filter(|_| branch);
+        let mut context = device.run(|| unet.context(&tokens, branch, added.as_ref()))?;
+        unet.set_guidance(&mut context, plan.guidance as f32)?;
+        let identitynet = match (identitynet, &identity) {
+            (Some(net), Some((tokens, hint))) => Some(device.run(|| net.context(tokens, added.as_ref(), hint))?),
+            _ => None,
+        };
+        Ok(Contexts { pictures, unet: context, identitynet, steps: Mutex::default() })
+    }
+
+    /// The networks' predictions for these rows. A GPU is asked for them and not waited for.
+    fn predict(&self, x: &Tensor, timestep: f32, identitynet_works: bool, scales: (f32, f32)) -> Result<Tensor> {
+        let (unet, identitynet) = self.nets;
+        let Some(Contexts { unet: context, identitynet: beside, steps, .. }) = &self.contexts else {
+            return Error::refused("a step was asked for before its contexts were made");
+        };
+        let beside = identitynet.zip(beside.as_ref()).filter(|_| identitynet_works);
+        let mut inputs = vec![x.clone(), unet.time(timestep, context)?];
+        if let Some((net, context)) = beside {
+            inputs.push(net.time(timestep, context)?);
+        }
+        let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        let work = |inputs: &[Tensor]| {
+            let residuals = || {
+                let at = |(net, context): (&ControlNet, &ControlNetContext)| {
+                    net.forward_at(&inputs[0], &inputs[2], context, scales.1)
+                };
+                beside.map(at).transpose()
+            };
+            Ok(unet.forward_beside(&inputs[0], &inputs[1], context, scales.0, residuals)?)
+        };
+        let which = usize::from(beside.is_some());
+        match steps[which].call(self.device, &inputs, work) {
+            // Records keep memory to themselves; without them there may be enough.
+            Err(error) if error.is_out_of_memory() && steps.iter().any(Repeated::is_recorded) => {
+                steps.iter_mut().for_each(Repeated::give_up);
+                steps[which].call(self.device, &inputs, work)
+            }
+            out => out,
+        }
+    }
+}
+
+/// Each row of a condition `[halves, ..]` once for each picture: `[halves * pictures, ..]`, half by half.
+pub(crate) fn each(x: &Tensor, pictures: usize) -> Result<Tensor> {
+    if pictures == 1 {
+        return Ok(x.clone());
+    }
+    let halves = (0..x.dim(0)).map(|half| ops::repeat_rows(&x.rows(half, 1)?, pictures));
+    Ok(ops::concat_rows(&halves.collect::<tensor::Result<Vec<_>>>()?.iter().collect::<Vec<_>>())?)
+}
