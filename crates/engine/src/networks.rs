@@ -56,37 +56,34 @@ impl<'a> Networks<'a> {
 
     /// Computes what does not change between the steps of so many `pictures`, unless that has been done.
     pub(crate) fn prepare(&mut self, plan: &Plan, conditions: &Conditions, pictures: usize) -> Result<()> {
-        let halves = self.parts.len();
-        for (half, part) in self.parts.iter_mut().enumerate() {
+        let alone = self.parts.len() == 1;
+        each_at_once(&mut self.parts, |half, part| {
             if part.contexts.as_ref().is_some_and(|contexts| contexts.pictures == pictures) {
-                continue;
+                return Ok(());
             }
             // Their memory first.
             part.contexts = None;
-            let rows = if halves == 1 { None } else { Some(half) };
-            part.contexts = Some(part.contexts(plan, conditions, rows, pictures)?);
-        }
+            part.contexts = Some(part.contexts(plan, conditions, (!alone).then_some(half), pictures)?);
+            Ok(())
+        })?;
         Ok(())
     }
 
     /// The guided prediction for scaled latents `[pictures, h, w, c]` at a step.
     pub(crate) fn predict(&self, plan: &Plan, x: &Tensor, timestep: f32, identitynet_works: bool) -> Result<Tensor> {
         let scales = (self.ip_adapter_scale, self.identitynet_scale);
-        let [first, others @ ..] = &self.parts[..] else {
-            return Error::refused("a step was asked for without networks");
-        };
-        let pictures = x.dim(0);
-        let x = if plan.guided && others.is_empty() { ops::repeat_rows(x, 2)? } else { x.clone() };
-        // To the others before anything is asked of the first: reading it waits for all that was.
-        let theirs = others.iter().map(|part| x.to_device(&part.device)).collect::<tensor::Result<Vec<_>>>()?;
-        let out = first.predict(&x, timestep, identitynet_works, scales)?;
-        if !plan.guided {
+        let (pictures, here) = (x.dim(0), plan.compute.device);
+        let x = if plan.guided && self.parts.len() == 1 { ops::repeat_rows(x, 2)? } else { x.clone() };
+        // To the other before anything is asked of this one: reading it waits for all that was.
+        let inputs = self.parts.iter().map(|part| x.to_device(&part.device)).collect::<tensor::Result<Vec<_>>>()?;
+        let mut work: Vec<_> = self.parts.iter().zip(&inputs).collect();
+        let outs = each_at_once(&mut work, |_, (part, x)| part.predict(x, timestep, identitynet_works, scales))?;
+        let (negative, positive) = match &outs[..] {
             // The next step writes to the result's memory, and a sampler may still want this one.
-            return Ok(ops::scale(&out, 1.0)?);
-        }
-        let (negative, positive) = match others.iter().zip(&theirs).next() {
-            Some((part, x)) => (out, part.predict(x, timestep, identitynet_works, scales)?.to_device(&first.device)?),
-            None => (out.rows(0, pictures)?, out.rows(pictures, pictures)?),
+            [out] if !plan.guided => return Ok(ops::scale(out, 1.0)?),
+            [out] => (out.rows(0, pictures)?, out.rows(pictures, pictures)?),
+            [negative, positive] => (negative.clone(), positive.to_device(&here)?),
+            _ => return Error::refused("a step was asked for without networks"),
         };
         // negative + guidance * (positive - negative), Ho and Salimans 2022
         Ok(ops::combine(&[((1.0 - plan.guidance) as f32, &negative), (plan.guidance as f32, &positive)])?)
@@ -147,6 +144,20 @@ impl Part<'_> {
             out => out,
         }
     }
+}
+
+/// Does the same with each part, with all but the first on threads of their own: each device is asked for its work by its own.
+fn each_at_once<T: Send, R: Send>(parts: &mut [T], work: impl Fn(usize, &mut T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let Some((first, others)) = parts.split_first_mut() else { return Ok(Vec::new()) };
+    let work = &work;
+    std::thread::scope(|scope| {
+        let others: Vec<_> =
+            others.iter_mut().enumerate().map(|(i, part)| scope.spawn(move || work(i + 1, part))).collect();
+        let stopped = |_| Error::refused("the second device's thread stopped unexpectedly");
+        let first = work(0, first);
+        let others = others.into_iter().map(|other| other.join().unwrap_or_else(stopped));
+        std::iter::once(first).chain(others.collect::<Vec<_>>()).collect()
+    })
 }
 
 /// Each row of a condition `[halves, ..]` once for each picture: `[halves * pictures, ..]`, half by half.
