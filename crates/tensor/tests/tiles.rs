@@ -3,7 +3,7 @@
 mod device;
 
 use device::device;
-use tensor::ops::{Activation, Conv2d, ConvOptions, Fused, Linear, Rows};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, Rows};
 use tensor::{DType, Device, Tensor};
 
 /// Deterministic numbers in [-1, 1) times `size`, rounded to 16 bits of both kinds.
@@ -93,6 +93,33 @@ fn convolutions_of_many_pixels() {
             close(&conv.forward(&here(&x)).unwrap(), &exact.forward(&x).unwrap(), dtype, &what);
         });
     }
+}
+
+/// Self-attention from one product: whole tiles of keys and a last one of few, heads that share a block with others, scores
+/// near each other and scores of which one outweighs all.
+#[test]
+fn attention_over_many_positions() {
+    for (b, n, heads, scale) in [(2, 1024, 20, 0.125), (1, 1000, 3, 0.125), (2, 520, 5, 8.0)] {
+        let qkv = noise(23, 1.0, &[b, n, 3 * 64 * heads]);
+        let want = ops::attention_joined(&qkv, heads, scale, false).unwrap();
+        each(|dtype, here| {
+            let got = ops::attention_joined(&here(&qkv), heads, scale, false).unwrap();
+            close(&got, &want, dtype, &format!("attention {b}x{n}, {heads} heads, scale {scale}"));
+        });
+    }
+    // The largest scores come last, each far above those before.
+    let [q, k, v] = [24, 25, 26].map(|seed| noise(seed, 1.0, &[1, 777, 128]));
+    let q = ops::concat_last(&[&q, &q]).unwrap();
+    let grown: Vec<f32> =
+        k.to_vec_f32().unwrap().iter().enumerate().map(|(i, x)| x * (1 << (i / 128 / 64 / 3)) as f32).collect();
+    let k = Tensor::from_f32(&Device::Cpu, DType::F32, k.shape(), &grown).unwrap();
+    let (k, v) = (ops::concat_last(&[&k, &k]).unwrap(), ops::concat_last(&[&v, &v]).unwrap());
+    let want = ops::attention(&q, KeyValue { k: &k, v: &v }, 4, 0.125, false, None).unwrap();
+    each(|dtype, here| {
+        let (q, k, v) = (here(&q), here(&k), here(&v));
+        let got = ops::attention(&q, KeyValue { k: &k, v: &v }, 4, 0.125, false, None).unwrap();
+        close(&got, &want, dtype, "attention with growing scores");
+    });
 }
 
 /// Layers that take over the norm before them, on rows that a product wrote, with a mean beside their deviation.

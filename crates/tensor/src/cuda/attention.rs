@@ -104,6 +104,13 @@ pub(crate) fn forward(
     if long && head.is_some() && d <= LIBRARY && gpu.arch >= HOPPERS {
         let strides = [row, kv.k.last_dim(), width];
         let shape = Shape { b, heads, n, m: kv.k.dim(1), d, strides, dtype };
+        let first = [q.first, kv.first[0], kv.first[1]];
+        let bases = [q.tensor, &kv.k, &kv.v].map(|x| place(x).map(|(_, at)| at));
+        let [queries_at, k_at, v_at] = bases;
+        // SAFETY: the sizes are the tensors' own.
+        if unsafe { gpu.attend_long(shape, first, [queries_at?, k_at?, v_at?, to], scale)? } {
+            return Ok(out);
+        }
         // SAFETY: the sizes are the tensors' own; addresses are multiples of 16 where there is a kernel for the head.
         if unsafe { gpu.attend(shape, [queries, k, v, to], scale)? } {
             return Ok(out);

@@ -16,6 +16,8 @@ pub(super) enum Family {
     Attention,
     /// As `AttentionTiles`.
     AttentionFew,
+    /// For Hopper only, heads of 64.
+    AttentionLong,
     /// Compiled for each width of a head.
     AttentionTiles,
     Conv,
@@ -32,6 +34,7 @@ impl Family {
         match self {
             Family::Attention => "attention.cu",
             Family::AttentionFew => "attention_few.cu",
+            Family::AttentionLong => "attention_long.cu",
             Family::AttentionTiles => "attention_tiles.cu",
             Family::Conv => "conv.cu",
             Family::Elementwise => "elementwise.cu",
@@ -47,6 +50,7 @@ impl Family {
         let own = match self {
             Family::Attention => include_str!("../kernels/attention.cu"),
             Family::AttentionFew => include_str!("../kernels/attention_few.cu"),
+            Family::AttentionLong => include_str!("../kernels/attention_long.cu"),
             Family::AttentionTiles => include_str!("../kernels/attention_tiles.cu"),
             Family::Conv => include_str!("../kernels/conv.cu"),
             Family::Elementwise => include_str!("../kernels/elementwise.cu"),
@@ -60,6 +64,7 @@ impl Family {
             Family::AttentionFew | Family::AttentionTiles => {
                 concat!(include_str!("../kernels/attention.cuh"), include_str!("../kernels/fragments.cuh")).to_string()
             }
+            Family::AttentionLong => format!("{HOPPER_BASICS}{}", super::long::products()),
             Family::Tiles => format!("{HOPPER_BASICS}{}", super::tiles::multiply(head)),
             _ => String::new(),
         };
@@ -88,7 +93,11 @@ const UNASKED: usize = 46 << 10;
 const USUAL: [Unit; 4] = [(Family::AttentionFew, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
 
 /// And on a Hopper.
-const HOPPER: [Unit; 2] = [(Family::Tiles, super::tiles::PLAIN), (Family::Tiles, super::tiles::GATED)];
+const HOPPER: [Unit; 3] = [
+    (Family::Tiles, super::tiles::PLAIN),
+    (Family::Tiles, super::tiles::GATED),
+    (Family::AttentionLong, super::long::HEAD),
+];
 
 /// The kernels of one GPU that were asked for so far.
 #[derive(Default)]
@@ -238,7 +247,7 @@ fn options(arch: i32, family: Family) -> Vec<String> {
         list
     };
     // Instructions that no later card has are asked for by name.
-    let own = if family == Family::Tiles { "a" } else { "" };
+    let own = if HOPPER.iter().any(|(own, _)| *own == family) { "a" } else { "" };
     let target = match list.iter().filter(|&&a| a <= arch).max() {
         Some(&exact) if exact == arch => format!("sm_{arch}{own}"),
         Some(older) => format!("compute_{older}"),

@@ -18,6 +18,7 @@ mod gpu;
 mod kernels;
 mod libraries;
 pub(crate) mod linear;
+mod long;
 mod memory;
 pub(crate) mod narrow;
 pub(crate) mod norm;

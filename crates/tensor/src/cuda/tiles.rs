@@ -29,8 +29,7 @@ const PARTS: usize = 8;
 /// every register of the result, so their number is written out.
 pub(super) fn multiply(width: usize) -> String {
     let count = width / 2;
-    let list = |one: &dyn Fn(usize) -> String| (0..count).map(one).collect::<Vec<_>>().join(", ");
-    let (registers, results) = (list(&|i| format!("%{i}")), list(&|i| format!("\"+f\"(d[{i}])")));
+    let [registers, results] = results(count);
     [("f16", 16, ", 0, 0"), ("bf16", 16, ", 0, 0"), ("e4m3", 32, "")]
         .map(|(kind, depth, order)| {
             format!(
@@ -45,10 +44,16 @@ pub(super) fn multiply(width: usize) -> String {
         .concat()
 }
 
+/// The names of a product's `count` results in its instruction, and what they are for the compiler.
+pub(super) fn results(count: usize) -> [String; 2] {
+    let list = |one: &dyn Fn(usize) -> String| (0..count).map(one).collect::<Vec<_>>().join(", ");
+    [list(&|i| format!("%{i}")), list(&|i| format!("\"+f\"(d[{i}])"))]
+}
+
 /// Where a matrix lies and how, for the engine that copies its parts.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
-struct Map([u64; 16]);
+pub(super) struct Map([u64; 16]);
 
 impl Argument for Map {}
 
@@ -184,9 +189,9 @@ impl Tiles {
 }
 
 impl Gpu {
-    /// Describes a matrix in memory to the copy engine: its sizes and those of a part that is copied at once, the innermost
-    /// first; of bytes where there is no type. A part's rows of 64 or 128 bytes are swizzled.
-    fn matrix(&self, dtype: Option<DType>, at: u64, sizes: &[usize], part: &[usize]) -> Result<Map> {
+    /// Describes a matrix in memory, or several behind one another, to the copy engine: its sizes and those of a part that is
+    /// copied at once, the innermost first; of bytes where there is no type. A part's rows of 64 or 128 bytes are swizzled.
+    pub(super) fn matrix(&self, dtype: Option<DType>, at: u64, sizes: &[usize], part: &[usize]) -> Result<Map> {
         use sys::CUtensorMapDataType as Kind;
         use sys::CUtensorMapSwizzle as Swizzle;
         let bytes = dtype.map_or(1, DType::bytes);
