@@ -45,6 +45,23 @@ __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.syn
 __device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
+// Turns at the tensor cores, of each group with the one before and the one behind it: what several ask for at once they do at
+// once, so that all wait for all of it and then compute exponentials together, while the tensor cores have nothing to do.
+const int SCORES = 1, SUMS = SCORES + GROUPS;
+__device__ __forceinline__ void take_turn(int turn) { asm volatile("bar.sync %0, 256;" ::"r"(turn) : "memory"); }
+__device__ __forceinline__ void pass_turn(int turn) { asm volatile("bar.arrive %0, 256;" ::"r"(turn) : "memory"); }
+
+// The largest of one of a thread's two rows and its three neighbours', three at a time as whole numbers, in whose order numbers
+// are if one of them is not negative; else what is returned is negative, but not the largest.
+__device__ __forceinline__ int largest(int a, int b, int c) { return max(max(a, b), c); }
+__device__ __forceinline__ float largest(const float (&s)[32], int row) {
+    auto at = [&](int i) { return __float_as_int(s[i / 2 * 4 + row * 2 + i % 2]); };
+    int a = largest(at(0), at(1), at(2)), b = largest(at(3), at(4), at(5));
+#pragma unroll
+    for (int i = 6; i < 14; i += 4) a = largest(a, at(i), at(i + 1)), b = largest(b, at(i + 2), at(i + 3));
+    return row_max(__int_as_float(max(largest(a, at(14), at(15)), b)));
+}
+
 // The sums of a thread's weights in its two rows. Those of 11 bits are added as they are, 16 at most, so that what rounding
 // them takes from the products is taken from their sum too.
 __device__ __forceinline__ u32 add_pairs(u32 a, u32 b) {
@@ -109,33 +126,41 @@ __device__ __forceinline__ void attend_long(const TensorMap &queries, const Tens
     float s[32], sum[32], top[2] = {-1e30f, -1e30f}, total[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < 32; i++) sum[i] = 0.0f;
-    // Turns, handed on around the groups by barriers 1 and up.
+    // The first turns.
     int next = group + 1 == active ? 0 : group + 1;
-    if (next == 0) asm volatile("bar.arrive 1, 256;" ::: "memory");
+    if (next == 0) pass_turn(SCORES), pass_turn(SUMS);
+    // Nobody takes another after the last.
+    auto pass = [&](int turns, int tile) {
+        if (next != 0 || tile + 1 < tiles) pass_turn(turns + next);
+    };
     barrier_wait(asked, 0);
     for (int tile = 0; tile < tiles; tile++) {
         u32 barrier = barriers + 24 * (tile % STAGES), parity = tile / STAGES % 2;
         u64 left = describe(own), right = describe(uniform(ring + tile % STAGES * 2 * TILE_BYTES));
-        asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+        take_turn(SCORES + group);
         barrier_wait(barrier, parity);
         products_begin();
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply(s, left + 2 * k, right + 2 * k, k, T());
         products_end();
-        if (next != 0 || tile + 1 < tiles) asm volatile("bar.arrive %0, 256;" ::"r"(1 + next) : "memory");
         products_wait();
+        pass(SCORES, tile);
         settle(s);
         int there = plan.keys - tile * BLOCK;
         if (there < BLOCK)
 #pragma unroll
             for (int i = 0; i < 32; i++)
                 if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= there) s[i] = -INFINITY;
-        float more[2] = {s[0], s[2]}, scale[2], weights[2] = {0.0f, 0.0f};
+        float more[2] = {largest(s, 0), largest(s, 1)}, scale[2], weights[2] = {0.0f, 0.0f};
+        if (__any_sync(0xffffffffu, fminf(more[0], more[1]) < 0.0f)) {
+            more[0] = s[0], more[1] = s[2];
 #pragma unroll
-        for (int i = 1; i < 32; i++) more[i / 2 % 2] = fmaxf(more[i / 2 % 2], s[i]);
+            for (int i = 1; i < 32; i++) more[i / 2 % 2] = fmaxf(more[i / 2 % 2], s[i]);
+#pragma unroll
+            for (int h = 0; h < 2; h++) more[h] = row_max(more[h]);
+        }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            more[h] = row_max(more[h]);
             if ((more[h] - top[h]) * plan.factor <= SLACK) more[h] = top[h];
             scale[h] = power_of_two((top[h] - more[h]) * plan.factor);
             top[h] = more[h];
@@ -155,6 +180,7 @@ __device__ __forceinline__ void attend_long(const TensorMap &queries, const Tens
 #pragma unroll
         for (int h = 0; h < 2; h++) total[h] = total[h] * scale[h] + weight_sum(p, h, weights, T());
         ask(tile + STAGES - LAG);
+        take_turn(SUMS + group);
         barrier_wait(barrier + 8, parity);
         settle(p), settle(sum);
         products_begin();
@@ -162,6 +188,7 @@ __device__ __forceinline__ void attend_long(const TensorMap &queries, const Tens
         for (int k = 0; k < 4; k++) weigh(sum, p + 4 * k, right + (TILE_BYTES + k * 2048) / 16, T());
         products_end();
         products_wait();
+        pass(SUMS, tile);
         settle(sum), settle(p);
         if (lane == 0) barrier_arrive(barrier + 16);
     }
@@ -182,7 +209,7 @@ __device__ __forceinline__ void attend_long(const TensorMap &queries, const Tens
     }
     // The copy engine sees what the threads wrote.
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    group_sync(1 + GROUPS + group);
+    group_sync(SUMS + GROUPS + group);
     if (thread == 0) {
         put(out, column, row, picture, own);
         asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
