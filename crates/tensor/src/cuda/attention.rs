@@ -2,6 +2,7 @@
 
 use super::fused::Shape;
 use super::kernels::{Family, HOPPERS};
+use super::long::Division;
 use super::product::{Matrix, Product};
 use super::profile::Work;
 use super::{fresh, place};
@@ -67,6 +68,8 @@ pub(crate) fn forward(
     let keys = kv.k.dim(1) + second.map_or(0, |(kv, _)| kv.k.dim(1));
     crate::meter::count(2 * b * n, keys, width);
     let (gpu, queries) = place(q.tensor)?;
+    // Of whole tensors, and of where these columns of them begin.
+    let places = [queries, place(&kv.k)?.1, place(&kv.v)?.1];
     let queries = queries + (q.first * dtype.bytes()) as u64;
     let [k, v] = kv.places()?;
     let [k2, v2] = second.map_or(Ok([0, 0]), |(kv, _)| kv.places())?;
@@ -104,15 +107,15 @@ pub(crate) fn forward(
     if long && head.is_some() && d <= LIBRARY && gpu.arch >= HOPPERS {
         let strides = [row, kv.k.last_dim(), width];
         let shape = Shape { b, heads, n, m: kv.k.dim(1), d, strides, dtype };
-        let first = [q.first, kv.first[0], kv.first[1]];
-        let bases = [q.tensor, &kv.k, &kv.v].map(|x| place(x).map(|(_, at)| at));
-        let [queries_at, k_at, v_at] = bases;
-        // SAFETY: the sizes are the tensors' own.
-        if unsafe { gpu.attend_long(shape, first, [queries_at?, k_at?, v_at?, to], scale)? } {
+        let own = Division::of(gpu, shape).filter(|_| places.iter().all(|at| at % 16 == 0));
+        // SAFETY: the sizes are the tensors' own; addresses are multiples of 16 where there is a kernel for the head.
+        if own.is_none_or(|own| !own.suits) && unsafe { gpu.attend(shape, [queries, k, v, to], scale)? } {
             return Ok(out);
         }
-        // SAFETY: the sizes are the tensors' own; addresses are multiples of 16 where there is a kernel for the head.
-        if unsafe { gpu.attend(shape, [queries, k, v, to], scale)? } {
+        if let Some(own) = own {
+            let first = [q.first, kv.first[0], kv.first[1]];
+            // SAFETY: as above.
+            unsafe { gpu.attend_long(shape, own, first, [places[0], places[1], places[2], to], scale)? };
             return Ok(out);
         }
     }

@@ -1,7 +1,7 @@
 // Attention of many queries over many keys on Hopper's tensor cores, heads of 64 numbers, f16 or bf16: up to five groups of four
 // warps in a block, each with 64 queries. The copy engine brings keys and values, 64 at a time, for all groups of a head;
 // scores, weights and the sum stay in registers, where a group takes turns with the others at the tensor cores, so that some
-// multiply while others compute exponentials. Bound: tensor cores and exponentials, which take as long as each other.
+// multiply while others compute exponentials. Bound: tensor cores, exponentials, and what else is computed beside products.
 //
 // `multiply` and `weigh` are generated in front of this file, behind fragments.cuh and hopper.cuh.
 
@@ -28,6 +28,10 @@ __device__ __forceinline__ void fetch(u32 to, const TensorMap &map, int column, 
 __device__ __forceinline__ void put(const TensorMap &map, int column, int row, int picture, u32 from) {
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map), "r"(column),
                  "r"(row), "r"(picture), "r"(from) : "memory");
+}
+// Brings a description itself, which else is waited for before what it describes.
+__device__ __forceinline__ void foresee(const TensorMap &map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 // The same number in all threads of a warp, in a register of its own kind, from which alone products take their descriptions.
 __device__ __forceinline__ u32 uniform(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
@@ -90,6 +94,7 @@ __device__ __forceinline__ void attend_long(const TensorMap &queries, const Tens
     int first = blockIdx.x * plan.together, active = min(plan.together, plan.groups - first);
     int head = first / plan.per_head, mine = min(active, (head + 1) * plan.per_head - first);
     if (threadIdx.x == 0) {
+        foresee(keys), foresee(queries), foresee(values), foresee(out);
         for (int i = 0; i < 2 * STAGES; i++) {
             barrier_init(barriers + 24 * i, 1);
             barrier_init(barriers + 24 * i + 8, 1);
@@ -212,7 +217,7 @@ __device__ __forceinline__ void attend_long(const TensorMap &queries, const Tens
     group_sync(SUMS + GROUPS + group);
     if (thread == 0) {
         put(out, column, row, picture, own);
-        asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
+        asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
     }
 }
 
