@@ -224,6 +224,10 @@ fn attention_with_two_branches() {
             (1, 300, 300, 1, 40, true),
             (1, 9, 513, 1, 96, false),
             (2, 70, 130, 1, 200, false),
+            (2, 130, 77, 3, 64, false),
+            (3, 65, 21, 2, 64, false),
+            (1, 700, 80, 1, 64, false),
+            (2, 33, 11, 3, 64, false),
         ] {
             let mut noise = Noise(n as u64);
             let width = heads * d;
@@ -249,7 +253,14 @@ fn attention_with_two_branches() {
 fn attention_from_one_product_and_from_packed_keys() {
     each(|dtype| {
         for (b, n, m, heads, d, causal) in
-            [(1, 1, 1, 1, 1, false), (2, 45, 93, 3, 5, false), (1, 140, 16, 2, 64, true), (2, 33, 300, 1, 72, false)]
+            [
+                (1, 1, 1, 1, 1, false),
+                (2, 45, 93, 3, 5, false),
+                (1, 140, 16, 2, 64, true),
+                (2, 33, 300, 1, 72, false),
+                (2, 75, 16, 3, 64, false),
+                (2, 14, 5, 2, 64, false),
+            ]
         {
             let mut noise = Noise(n as u64);
             let width = heads * d;

@@ -5,6 +5,7 @@ use super::kernels::{Family, HOPPERS};
 use super::long::Division;
 use super::product::{Matrix, Product};
 use super::profile::Work;
+use super::text::{self, FewKeys};
 use super::{fresh, place};
 use crate::cpu::attention::Columns;
 use crate::{DType, Error, Result, Tensor};
@@ -21,8 +22,8 @@ const WIDEST: usize = 512;
 
 /// Keys of a tile of the kernel on tensor cores.
 const TILE: usize = 64;
-/// The most keys that the kernel for few keys takes, of the first branch and of the second.
-const FEW: [usize; 2] = [80, 16];
+/// The most keys that the kernels for few keys take, of the first branch and of the second.
+pub(super) const FEW: [usize; 2] = [80, 16];
 /// From so many queries on blocks of twice as many still fill the card.
 const MANY: usize = 512;
 /// The widest head that cuDNN is asked about; from Hopper on it is faster where blocks of many queries are.
@@ -90,7 +91,17 @@ pub(crate) fn forward(
     if head.is_none() && d > WIDEST {
         return Err(Error::argument("attention", format!("a head is {d} wide; on a GPU {WIDEST} is the widest")));
     }
+    let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())];
+    let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d];
+    let weight = second.map_or(0.0, |(_, weight)| weight);
     let few = kv.k.dim(1) <= FEW[0] && second.is_none_or(|(kv, _)| kv.k.dim(1) <= FEW[1]) && !causal;
+    if few && head.is_some() && text::takes(gpu, d, weight) {
+        let (out, to) = fresh(gpu, dtype, &[b, n, width])?;
+        let few = FewKeys { at: [queries, k, v, k2, v2, to], b, counts, strides, scale, weight, dtype };
+        // SAFETY: the sizes are the tensors' own, which the caller compared with each other.
+        unsafe { gpu.attend_text(&few)? };
+        return Ok(out);
+    }
     let (name, block, shared) = match head {
         Some(head) if few && head <= NARROW => ("attend_few", 64, (64 + 2 * (FEW[0] + FEW[1])) * (head + 8) * 2),
         Some(head) if head <= NARROW && second.is_none() && n >= MANY => {
@@ -125,14 +136,8 @@ pub(crate) fn forward(
         None => Family::Attention,
     };
     let kernel = gpu.kernel_for(family, head.unwrap_or(0), name, Some(dtype), shared)?;
-    let strides = [row, kv.k.last_dim(), second.map_or(0, |(kv, _)| kv.k.last_dim())].map(|s| s as i32);
-    let counts = [n, kv.k.dim(1), second.map_or(0, |(kv, _)| kv.k.dim(1)), heads, d].map(|s| s as i32);
-    let (causal, weight) = (i32::from(causal), second.map_or(0.0, |(_, weight)| weight));
-    gpu.note("attention", || {
-        let branches = if second.is_some() { "two branches" } else { "one branch" };
-        let name = format!("attention {b}x{n} over {keys}, {heads} heads of {d}, {branches}");
-        Work { flop: 4 * (b * n * keys * width) as u64, ..Work::over(name, 2 * b * (n + keys) * width, dtype) }
-    });
+    gpu.note("attention", || work(b, counts, dtype));
+    let (strides, counts, causal) = (strides.map(|s| s as i32), counts.map(|s| s as i32), i32::from(causal));
     // SAFETY: the sizes are the tensors' own, which the caller compared with each other.
     unsafe {
         gpu.launch(
@@ -145,6 +150,13 @@ pub(crate) fn forward(
         )?;
     }
     Ok(out)
+}
+
+/// What attention does over `b` pictures of so many queries, keys, those of a second branch, heads and numbers of a head.
+pub(super) fn work(b: usize, [n, m, m2, heads, d]: [usize; 5], dtype: DType) -> Work {
+    let (keys, width, branches) = (m + m2, heads * d, if m2 > 0 { "two branches" } else { "one branch" });
+    let name = format!("attention {b}x{n} over {keys}, {heads} heads of {d}, {branches}");
+    Work { flop: 4 * (b * n * keys * width) as u64, ..Work::over(name, 2 * b * (n + keys) * width, dtype) }
 }
 
 /// Attention as two products with a softmax between them, over as many queries at once as their scores may take memory;

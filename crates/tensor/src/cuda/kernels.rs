@@ -18,6 +18,8 @@ pub(super) enum Family {
     AttentionFew,
     /// For Hopper only, heads of 64.
     AttentionLong,
+    /// As `AttentionLong`.
+    AttentionText,
     /// Compiled for each width of a head.
     AttentionTiles,
     Conv,
@@ -35,6 +37,7 @@ impl Family {
             Family::Attention => "attention.cu",
             Family::AttentionFew => "attention_few.cu",
             Family::AttentionLong => "attention_long.cu",
+            Family::AttentionText => "attention_text.cu",
             Family::AttentionTiles => "attention_tiles.cu",
             Family::Conv => "conv.cu",
             Family::Elementwise => "elementwise.cu",
@@ -51,6 +54,7 @@ impl Family {
             Family::Attention => include_str!("../kernels/attention.cu"),
             Family::AttentionFew => include_str!("../kernels/attention_few.cu"),
             Family::AttentionLong => include_str!("../kernels/attention_long.cu"),
+            Family::AttentionText => include_str!("../kernels/attention_text.cu"),
             Family::AttentionTiles => include_str!("../kernels/attention_tiles.cu"),
             Family::Conv => include_str!("../kernels/conv.cu"),
             Family::Elementwise => include_str!("../kernels/elementwise.cu"),
@@ -65,6 +69,9 @@ impl Family {
                 concat!(include_str!("../kernels/attention.cuh"), include_str!("../kernels/fragments.cuh")).to_string()
             }
             Family::AttentionLong => format!("{HOPPER_BASICS}{}", super::long::products()),
+            Family::AttentionText => {
+                format!("{}{HOPPER_BASICS}{}", include_str!("../kernels/attention.cuh"), super::text::products())
+            }
             Family::Tiles => format!("{HOPPER_BASICS}{}", super::tiles::multiply(head)),
             _ => String::new(),
         };
@@ -93,10 +100,11 @@ const UNASKED: usize = 46 << 10;
 const USUAL: [Unit; 4] = [(Family::AttentionFew, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
 
 /// And on a Hopper.
-const HOPPER: [Unit; 3] = [
+const HOPPER: [Unit; 4] = [
     (Family::Tiles, super::tiles::PLAIN),
     (Family::Tiles, super::tiles::GATED),
     (Family::AttentionLong, super::long::HEAD),
+    (Family::AttentionText, super::text::HEAD),
 ];
 
 /// The kernels of one GPU that were asked for so far.

@@ -29,6 +29,7 @@ mod profile;
 mod recording;
 pub(crate) mod shape;
 pub(crate) mod staging;
+mod text;
 pub(crate) mod tiles;
 pub(crate) mod transfer;
 
