@@ -252,16 +252,14 @@ fn attention_with_two_branches() {
 #[test]
 fn attention_from_one_product_and_from_packed_keys() {
     each(|dtype| {
-        for (b, n, m, heads, d, causal) in
-            [
-                (1, 1, 1, 1, 1, false),
-                (2, 45, 93, 3, 5, false),
-                (1, 140, 16, 2, 64, true),
-                (2, 33, 300, 1, 72, false),
-                (2, 75, 16, 3, 64, false),
-                (2, 14, 5, 2, 64, false),
-            ]
-        {
+        for (b, n, m, heads, d, causal) in [
+            (1, 1, 1, 1, 1, false),
+            (2, 45, 93, 3, 5, false),
+            (1, 140, 16, 2, 64, true),
+            (2, 33, 300, 1, 72, false),
+            (2, 75, 16, 3, 64, false),
+            (2, 14, 5, 2, 64, false),
+        ] {
             let mut noise = Noise(n as u64);
             let width = heads * d;
             let qkv = noise.tensor(dtype, &[b, n, 3 * width]);

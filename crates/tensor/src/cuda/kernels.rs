@@ -104,7 +104,7 @@ const HOPPER: [Unit; 4] = [
     (Family::Tiles, super::tiles::PLAIN),
     (Family::Tiles, super::tiles::GATED),
     (Family::AttentionLong, super::long::HEAD),
-    (Family::AttentionText, super::text::HEAD),
+    (Family::AttentionText, super::long::HEAD),
 ];
 
 /// The kernels of one GPU that were asked for so far.

@@ -20,9 +20,13 @@ const SHARED: usize = (GROUPS + 4 * STAGES) * BLOCK * HEAD * 2 + 2 * STAGES * 24
 /// Threads of a group.
 const THREADS: usize = 128;
 
-/// The products of a group of four warps with its 64 queries: with keys, and of weights in registers with values, whose
-/// instruction names every register.
+/// The products of a group of four warps with its 64 queries: with keys, and of weights with values.
 pub(super) fn products() -> String {
+    tiles::multiply(HEAD) + &weigh()
+}
+
+/// The product of weights in registers with values; its instruction names every register.
+pub(super) fn weigh() -> String {
     let count = HEAD / 2;
     let [registers, results] = tiles::results(count);
     let weigh = ["f16", "bf16"].map(|kind| {
@@ -38,7 +42,7 @@ pub(super) fn products() -> String {
             count + 4
         )
     });
-    tiles::multiply(HEAD) + &weigh.concat()
+    weigh.concat()
 }
 
 /// How the work is divided, as the kernel reads it.

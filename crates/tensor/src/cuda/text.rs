@@ -3,11 +3,10 @@
 use super::attention::{self, FEW};
 use super::gpu::Gpu;
 use super::kernels::{Family, HOPPERS};
+use super::long::{self, HEAD};
 use super::tiles;
 use crate::{DType, Result};
 
-/// Width of a head.
-pub(super) const HEAD: usize = 64;
 /// Up to so many keys in one branch warps are on their own, each with so many queries, and so many of them in a block.
 const THIN: usize = 16;
 const TALL: usize = 32;
@@ -18,26 +17,9 @@ const GROUPS: usize = 5;
 /// Weights of the second branch become 16-bit numbers times the sum of up to 80 of the first.
 const HEAVIEST: f32 = 500.0;
 
-/// The products of a group of four warps: of its queries with keys, and of weights in registers with values, whose
-/// instruction names every register.
+/// The products of a group of four warps with its 64 queries: with keys, and of weights with values.
 pub(super) fn products() -> String {
-    let count = HEAD / 2;
-    let [registers, results] = tiles::results(count);
-    let weigh = ["f16", "bf16"].map(|kind| {
-        format!(
-            "__device__ __forceinline__ void weigh(float (&d)[{count}], const u32 *a, u64 b, int more, {kind}) {{\n\
-             asm volatile(\"{{ .reg .pred p; setp.ne.b32 p, %{}, 0;\\n\"\n\
-             \"wgmma.mma_async.sync.aligned.m64n{HEAD}k16.f32.{kind}.{kind} {{{registers}}}, \
-             {{%{count}, %{}, %{}, %{}}}, %{}, p, 1, 1, 1; }}\"\n\
-             : {results} : \"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3]), \"l\"(b), \"r\"(more));\n}}\n",
-            count + 5,
-            count + 1,
-            count + 2,
-            count + 3,
-            count + 4
-        )
-    });
-    tiles::multiply(FEW[0]) + &tiles::multiply(FEW[0] + FEW[1]) + &weigh.concat()
+    tiles::multiply(FEW[0]) + &tiles::multiply(FEW[0] + FEW[1]) + &long::weigh()
 }
 
 /// `softmax(q k^T scale) v`, plus `weight` times the same over a second branch.
@@ -57,7 +39,7 @@ pub(super) struct FewKeys {
 /// A kernel and how its work is divided.
 struct Division {
     name: &'static str,
-    /// Pieces of work in all, and how many one follows the other.
+    /// Pieces of work in all, and how many a group of warps takes, one after the other.
     share: [usize; 2],
     blocks: usize,
     threads: usize,

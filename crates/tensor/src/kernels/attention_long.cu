@@ -36,19 +36,6 @@ __device__ __forceinline__ void foresee(const TensorMap &map) {
 // The same number in all threads of a warp, in a register of its own kind, from which alone products take their descriptions.
 __device__ __forceinline__ u32 uniform(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
 
-// What the tensor cores write or read in the meantime is neither read nor written before this.
-template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-template <int N> __device__ __forceinline__ void settle(u32 (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i])::"memory");
-}
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
-
 // Turns at the tensor cores, of each group with the one before and the one behind it: what several ask for at once they do at
 // once, so that all wait for all of it and then compute exponentials together, while the tensor cores have nothing to do.
 const int SCORES = 1, SUMS = SCORES + GROUPS;

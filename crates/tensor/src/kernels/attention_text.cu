@@ -1,27 +1,14 @@
-// Attention over few keys on Hopper, heads of 64 numbers, f16 or bf16: text and identity. Everything that a block needs is asked
-// for at once, by as few blocks as there are multiprocessors where keys are read for 64 queries; over so few keys as identity
-// alone has, by warps that need nothing of each other. Bound: memory, and waiting for it.
+// Attention over few keys on Hopper, heads of 64 numbers, f16 or bf16: over text and identity, in a block for each multiprocessor
+// that asks for all it needs at once; over identity alone, by warps that need nothing of each other. Bound: memory, and waiting
+// for it.
 //
 // `multiply` for 80 and 96 columns and `weigh` are generated in front of this file, behind fragments.cuh and hopper.cuh.
 
 // The most keys of the first branch and of the second; the most groups of four warps in a block.
 const int FIRST = 80, SECOND = 16, GROUPS = 5;
 
-// How many pieces of work there are in all, and how many one follows the other.
+// How many pieces of work there are in all, and how many a group of warps takes, one after the other.
 struct Share { int pieces, rounds; };
-
-// What the tensor cores read or write in the meantime is neither read nor written before this.
-template <int N> __device__ __forceinline__ void settle(float (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-template <int N> __device__ __forceinline__ void settle(u32 (&x)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i])::"memory");
-}
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 // 16 bytes from global to shared memory on the way; zeros where `there` is false.
 __device__ __forceinline__ void ask(u32 to, const u16 *from, bool there) {
@@ -122,7 +109,7 @@ __device__ __forceinline__ void attend_text(const T *q, const T *k, const T *v, 
         }
         ask_queries(piece + together, queries + (round + 1) % 2 * next);
         fetch_commit();
-        float s[KEYS / 2], o[32], top[2], top2[2], total[2] = {0.0f, 0.0f}, total2[2] = {0.0f, 0.0f};
+        float s[KEYS / 2], o[32] = {}, top[2], top2[2], total[2] = {0.0f, 0.0f}, total2[2] = {0.0f, 0.0f};
         u32 p[KEYS / 4];
         u64 left = describe(mine), right = describe(keys), values = describe(keys + TILE);
         products_begin();
@@ -140,7 +127,8 @@ __device__ __forceinline__ void attend_text(const T *q, const T *k, const T *v, 
                 total2[i / 2 % 2] += s[i];
             }
         }
-        // Weights of 16 keys are multiplied while those of the next are computed.
+        // Weights of 16 keys are multiplied while those of the next are computed; for one branch alone the compiler makes the
+        // products wait for each other then.
 #pragma unroll
         for (int t = 0; t < FIRST / 16; t++) {
 #pragma unroll
@@ -150,9 +138,11 @@ __device__ __forceinline__ void attend_text(const T *q, const T *k, const T *v, 
                 total[i % 2] += a + b;
                 p[t * 4 + i] = pair(a, b, T());
             }
-            products_begin();
-            weigh(o, p + t * 4, values + 128 * t, t, T());
-            products_end();
+            if (BOTH) {
+                products_begin();
+                weigh(o, p + t * 4, values + 128 * t, T());
+                products_end();
+            }
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) total[h] = row_sum(total[h]);
@@ -166,10 +156,11 @@ __device__ __forceinline__ void attend_text(const T *q, const T *k, const T *v, 
                 const float *x = s + FIRST / 2 + 2 * i;
                 p[FIRST / 4 + i] = pair(x[0] * part[i % 2], x[1] * part[i % 2], T());
             }
-            products_begin();
-            weigh(o, p + FIRST / 4, values + 128 * (FIRST / 16), 1, T());
-            products_end();
         }
+        products_begin();
+#pragma unroll
+        for (int t = BOTH ? FIRST / 16 : 0; t < KEYS / 16; t++) weigh(o, p + t * 4, values + 128 * t, T());
+        products_end();
 #pragma unroll
         for (int h = 0; h < 2; h++) total[h] = quick_inverse(total[h]);
         products_wait();
@@ -204,19 +195,19 @@ struct Parts {
     __device__ __forceinline__ u32 operator[](int i) const { return ((const u32 *)x)[i]; }
 };
 
-// `softmax(q k^T scale) v` over up to 16 keys; a warp has TALL queries of a head. Fragments are read as they lie, in another order
-// of columns, in which queries and keys, values and results agree: nothing passes through shared memory.
+// `softmax(q k^T scale) v` over up to 16 keys; a warp has TALL queries of a head. Fragments are read as they lie, in another
+// order of columns, in which queries and keys, values and results agree: nothing passes through shared memory.
 const int TALL = 32;
 template <typename T>
-__device__ __forceinline__ void attend_thin(const T *q, const T *k, const T *v, T *out, Counts counts, Strides strides, float scale,
-                                            Share share) {
+__device__ __forceinline__ void attend_thin(const T *q, const T *k, const T *v, T *out, Counts counts, Strides strides,
+                                            float scale, Share share) {
     int n = counts.n, m = counts.m, heads = counts.heads, piece = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     int lane = threadIdx.x % 32, line = lane / 4, part = lane % 4;
     if (piece >= share.pieces) return;
     Piece at(piece, (n + TALL - 1) / TALL, heads, TALL);
     auto parts = [&](const T *x, i64 row, int stride) {
         const u16 *from = (const u16 *)x + row * stride + at.head * 64 + part * 8;
-        return Parts{{*(const uint4 *)from, *(const uint4 *)(from + 32)}};
+        return Parts{{__ldg((const uint4 *)from), __ldg((const uint4 *)(from + 32))}};
     };
     Parts queries[TALL / 16][2], keys[2];
     uint4 values[4];
@@ -231,7 +222,7 @@ __device__ __forceinline__ void attend_thin(const T *q, const T *k, const T *v, 
     for (int i = 0; i < 4; i++) {
         int key = i / 2 * 8 + part * 2 + i % 2, first = line / 2 * 8 + line % 2 * 32;
         const u16 *from = (const u16 *)v + ((i64)at.picture * m + min(key, m - 1)) * strides.k + at.head * 64 + first;
-        values[i] = *(const uint4 *)from;
+        values[i] = __ldg((const uint4 *)from);
     }
     float factor = scale * 1.4426950408889634f;
 #pragma unroll
@@ -268,14 +259,14 @@ __device__ __forceinline__ void attend_thin(const T *q, const T *k, const T *v, 
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int row = at.row + t * 16 + h * 8 + line;
-            if (row >= n) continue;
             u32 x[8];
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 int j = i % 4 * 2, e = 2 * h + i / 4;
                 x[i] = pair(o[j][e] * total[h], o[j + 1][e] * total[h], T());
             }
+            int row = at.row + t * 16 + h * 8 + line;
+            if (row >= n) continue;
             u16 *to = (u16 *)out + (((i64)at.picture * n + row) * heads + at.head) * 64 + part * 8;
             *(uint4 *)to = uint4{x[0], x[1], x[2], x[3]};
             *(uint4 *)(to + 32) = uint4{x[4], x[5], x[6], x[7]};
@@ -283,17 +274,17 @@ __device__ __forceinline__ void attend_thin(const T *q, const T *k, const T *v, 
     }
 }
 
-#define TEXT(name, threads, T, call)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(threads)                                                              \
+#define TEXT(name, threads, blocks, T, call)                                                                           \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                                      \
         name(const T *q, const T *k, const T *v, const T *k2, const T *v2, T *out, Counts counts, Strides strides,     \
              float scale, float weight, Share share) {                                                                 \
         call;                                                                                                          \
     }
 #define TEXTS(suffix, T)                                                                                               \
-    TEXT(attend_both_##suffix, 128 * GROUPS, T,                                                                        \
+    TEXT(attend_both_##suffix, 128 * GROUPS, 1, T,                                                                     \
          (attend_text<T, true>(q, k, v, k2, v2, out, counts, strides, scale, weight, share)))                          \
-    TEXT(attend_text_##suffix, 128 * GROUPS, T,                                                                        \
+    TEXT(attend_text_##suffix, 128 * GROUPS, 1, T,                                                                     \
          (attend_text<T, false>(q, k, v, k2, v2, out, counts, strides, scale, weight, share)))                         \
-    TEXT(attend_thin_##suffix, 128, T, attend_thin(q, k, v, out, counts, strides, scale, share))
+    TEXT(attend_thin_##suffix, 128, 5, T, attend_thin(q, k, v, out, counts, strides, scale, share))
 TEXTS(f16, f16)
 TEXTS(bf16, bf16)
