@@ -138,6 +138,7 @@ pub(crate) fn precision(arg: Option<PrecisionArg>) -> Precision {
         None | Some(PrecisionArg::Auto) => Precision::Auto,
         Some(PrecisionArg::F32) => Precision::F32,
         Some(PrecisionArg::Bf16) => Precision::Bf16,
+        Some(PrecisionArg::Bf16x3) => Precision::Bf16x3,
         Some(PrecisionArg::F16) => Precision::F16,
         Some(PrecisionArg::Fp8) => Precision::Fp8,
     }

@@ -218,6 +218,7 @@ fn a_benchmark_is_one_object() {
         (&["step", "--config", "tiny"][..], &["step_ms", "first_step_ms", "load_ms"][..]),
         (&["step", "--config", "tiny", "--size", "128x64", "--precision", "bf16"], &["step_ms"]),
         (&["step", "--config", "tiny", "--precision", "bf16", "--error", "--profile"], &["error_beside_f32"]),
+        (&["step", "--config", "tiny", "--precision", "bf16x3"], &["step_ms"]),
         (&["vae", "--config", "tiny"], &["decode_ms", "first_decode_ms", "load_ms"]),
         (&["text", "--config", "tiny"], &["text_ms", "first_text_ms", "load_ms"]),
     ] {
@@ -232,7 +233,7 @@ fn a_benchmark_is_one_object() {
         assert_eq!((object["config"].as_str(), object["device"].as_str()), (Some("tiny"), Some("cpu")));
         let operators = object["operators"].as_array().map_or(0, Vec::len);
         assert_eq!(operators > 0, line.contains(&"--profile"), "{line:?}: {operators} operators");
-        assert!(["f32", "bf16"].contains(&object["precision"].as_str().unwrap()), "{object}");
+        assert!(["f32", "bf16", "bf16x3"].contains(&object["precision"].as_str().unwrap()), "{object}");
         let people = sameface(home.path(), &line[..line.len() - 1]);
         assert!(text(&people.stdout).contains("TFLOP/s") && text(&people.stdout).contains("peak memory"));
     }

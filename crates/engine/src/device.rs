@@ -3,6 +3,7 @@
 use crate::request::{DeviceChoice, Precision};
 use crate::{Error, Result};
 use std::path::Path;
+use tensor::ops::Products;
 use tensor::{DType, Device};
 
 /// Names the folder in which kernels that were compiled for a GPU are kept for the next process. Only the first call has
@@ -55,7 +56,7 @@ pub(crate) fn choose(choice: DeviceChoice) -> Result<(Device, Option<Device>, Op
 /// A type in which the device does not compute.
 pub(crate) fn dtype(precision: Precision, device: Device, small: bool) -> Result<DType> {
     Ok(match (precision, device) {
-        (Precision::F32, _) => DType::F32,
+        (Precision::F32 | Precision::Bf16x3, _) => DType::F32,
         (Precision::Bf16, _) => DType::BF16,
         (Precision::F16 | Precision::Fp8 | Precision::Auto, Device::Cuda(_)) => DType::F16,
         (Precision::F16, Device::Cpu) => {
@@ -67,4 +68,16 @@ pub(crate) fn dtype(precision: Precision, device: Device, small: bool) -> Result
         (Precision::Auto, Device::Cpu) if small => DType::F32,
         (Precision::Auto, Device::Cpu) => DType::BF16,
     })
+}
+
+/// How products of f32 are done, and a sentence for the user where they cannot be done as asked.
+pub(crate) fn products(precision: Precision, device: Device) -> (Products, Option<String>) {
+    match (precision, device) {
+        (Precision::Bf16x3, Device::Cpu) if Products::in_parts_here() => (Products::InParts, None),
+        (Precision::Bf16x3, _) => {
+            let who = if device == Device::Cpu { "this processor".to_string() } else { device.to_string() };
+            (Products::Whole, Some(format!("--precision bf16x3 needs a processor with AMX, so {who} computes in f32")))
+        }
+        _ => (Products::Whole, None),
+    }
 }

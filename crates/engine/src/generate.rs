@@ -228,8 +228,8 @@ pub(crate) struct Conditions {
 impl Conditions {
     fn new(plan: &Plan, subject: Option<&Subject>, session: &mut Session) -> Result<Conditions> {
         let device = plan.compute.device;
-        let text = text::encode(plan, session, &device)?;
-        let identity = match (subject, session.resampler(&device)?) {
+        let text = text::encode(plan, session)?;
+        let identity = match (subject, session.resampler(plan.compute)?) {
             (Some(subject), Some(resampler)) => {
                 let tokens = subject.tokens(resampler, plan.guided, &device)?;
                 Some((tokens, subject.hint((plan.width, plan.height), &device, plan.compute.dtype)?))

@@ -191,8 +191,8 @@ fn need(plan: &Plan, stack: &Stack) -> u64 {
 
 /// Numbers that the denoising networks hold beyond those of their files, because convolutions are transformed.
 pub(crate) fn transformed(unet: &UNetConfig, net: Option<&ControlNetConfig>, compute: Compute) -> usize {
-    let held =
-        |inputs, outputs| Conv2d::held(compute.dtype, compute.device, [outputs, inputs, 3], ConvOptions::same3());
+    let Compute { device, dtype, products, .. } = compute;
+    let held = |inputs, outputs| Conv2d::held(dtype, products, device, [outputs, inputs, 3], ConvOptions::same3());
     let beside = net.map_or(0, |net| net.held(&held) - net.parameters());
     unet.held(&held) - unet.parameters() + beside
 }
@@ -243,12 +243,14 @@ pub(crate) fn human(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tensor::ops::Products;
 
     #[test]
     fn transformed_convolutions_are_counted() {
         let (unet, net) = (UNetConfig::sdxl(), ControlNetConfig::sdxl());
         let more = |dtype| {
-            let compute = Compute { device: Device::Cpu, second: None, dtype, narrow: false };
+            let compute =
+                Compute { device: Device::Cpu, second: None, dtype, products: Products::Whole, narrow: false };
             transformed(&unet, Some(&net), compute) as u64 * bytes(dtype)
         };
         // As measured by loading them.

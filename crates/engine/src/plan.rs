@@ -6,8 +6,10 @@ use crate::schedule::Schedule;
 use crate::stack::Stack;
 use crate::subject::Subject;
 use crate::{Error, Result, device, memory};
+use nets::Numbers;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use tensor::ops::Products;
 use tensor::{DType, Device};
 
 /// Longest side in pixels; memory and time grow with its square and beyond.
@@ -75,6 +77,8 @@ pub(crate) struct Compute {
     /// The device of the positive half of the guidance, where it is another's work.
     pub(crate) second: Option<Device>,
     pub(crate) dtype: DType,
+    /// How products of f32 are done.
+    pub(crate) products: Products,
     /// Whether most linear layers of the transformers compute in 8 bits.
     pub(crate) narrow: bool,
 }
@@ -234,9 +238,24 @@ impl Compute {
         }
     }
 
+    /// The numbers of the denoising networks.
+    pub(crate) fn numbers(self) -> Numbers {
+        Numbers { dtype: self.dtype, products: self.products }
+    }
+
+    /// Those of networks that compute in f32 beside any.
+    pub(crate) fn numbers_in_f32(self) -> Numbers {
+        Numbers { dtype: DType::F32, products: self.products }
+    }
+
+    /// The VAE's; see [`Compute::vae_dtype`].
+    pub(crate) fn vae_numbers(self) -> Numbers {
+        Numbers { dtype: self.vae_dtype(), products: self.products }
+    }
+
     /// The numbers of the denoising networks as users name them.
     pub(crate) fn precision(self) -> String {
-        if self.narrow { "fp8".into() } else { self.dtype.to_string() }
+        if self.narrow { "fp8".into() } else { self.numbers().to_string() }
     }
 
     /// Refuses 8 bits where a network was not `narrowed` to them.
@@ -258,7 +277,9 @@ impl Compute {
     ) -> Result<(Compute, Option<String>)> {
         let (device, second, note) = device::choose(device)?;
         let dtype = device::dtype(precision, device, parameters <= SMALL)?;
-        Ok((Compute { device, second, dtype, narrow: precision == Precision::Fp8 }, note))
+        let (products, why) = device::products(precision, device);
+        let note = [note, why].into_iter().flatten().reduce(|note, why| format!("{note}; {why}"));
+        Ok((Compute { device, second, dtype, products, narrow: precision == Precision::Fp8 }, note))
     }
 }
 

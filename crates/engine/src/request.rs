@@ -31,6 +31,8 @@ pub enum Precision {
     F32,
     /// bfloat16 weights and activations, f32 sums.
     Bf16,
+    /// Single precision, but products of two numbers as three of bf16, on processors with AMX; elsewhere single precision.
+    Bf16x3,
     /// Half precision, on a GPU.
     F16,
     /// Half precision, but 8 bits in most linear layers of the transformers, on a Hopper.

@@ -115,7 +115,7 @@ impl Session {
         if let Some(built) = self.compute.replace(compute).filter(|built| *built != compute) {
             self.drop_denoisers();
             self.vae = None;
-            if built.device != compute.device {
+            if (built.device, built.numbers_in_f32()) != (compute.device, compute.numbers_in_f32()) {
                 self.resampler = None;
                 self.text.iter_mut().for_each(|encoder| *encoder = None);
             }
@@ -132,19 +132,21 @@ impl Session {
         &mut self.analyzer
     }
 
-    pub(crate) fn text_encoder(&mut self, i: usize, device: &Device) -> Result<&ClipText> {
+    pub(crate) fn text_encoder(&mut self, i: usize, compute: Compute) -> Result<&ClipText> {
         if !self.keep {
             // One encoder at a time.
             self.text.iter_mut().for_each(|encoder| *encoder = None);
         }
         let Session { stack, text, keep, arrangement, .. } = self;
-        built(&mut text[i], || device.parking(arrangement.others, || stack.text_encoder(i, device, *keep)))
+        built(&mut text[i], || compute.device.parking(arrangement.others, || stack.text_encoder(i, compute, *keep)))
     }
 
-    pub(crate) fn resampler(&mut self, device: &Device) -> Result<Option<&Resampler>> {
+    pub(crate) fn resampler(&mut self, compute: Compute) -> Result<Option<&Resampler>> {
         let Session { stack, resampler, arrangement, .. } = self;
         match stack.has_identity() {
-            true => built(resampler, || device.parking(arrangement.others, || stack.resampler(device))).map(Some),
+            true => {
+                built(resampler, || compute.device.parking(arrangement.others, || stack.resampler(compute))).map(Some)
+            }
             false => Ok(None),
         }
     }

@@ -15,7 +15,6 @@ use nets::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tensor::{DType, Device};
 use weights::{Folder, IpAdapter, Prediction, Weights};
 
 /// One network's files: tensors, and the configuration where there is one.
@@ -311,7 +310,7 @@ impl Stack {
 
     /// Text encoder `i`, in f32: what it rounds every step would feel. Built whole only if it is to `stay` for other
     /// requests.
-    pub(crate) fn text_encoder(&self, i: usize, device: &Device, stay: bool) -> Result<ClipText> {
+    pub(crate) fn text_encoder(&self, i: usize, compute: Compute, stay: bool) -> Result<ClipText> {
         let TextPart { part, tokenizer } = &self.text[i];
         let config = text_config(&self.text[i])?;
         if tokenizer.largest_id() as usize >= config.vocab_size {
@@ -322,8 +321,11 @@ impl Stack {
                 config.vocab_size
             ));
         }
-        let make = if stay { ClipText::load } else { ClipText::open };
-        Ok(make(&part.weights.root(), &config, device, DType::F32)?)
+        let (root, device, numbers) = (part.weights.root(), compute.device, compute.numbers_in_f32());
+        Ok(match stay {
+            true => ClipText::load(&root, &config, &device, numbers)?,
+            false => ClipText::open(&root, &config, &device, numbers)?,
+        })
     }
 
     /// Whether the identity adapter was opened.
@@ -337,17 +339,18 @@ impl Stack {
     }
 
     /// Builds the Resampler, in f32.
-    pub(crate) fn resampler(&self, device: &Device) -> Result<Resampler> {
+    pub(crate) fn resampler(&self, compute: Compute) -> Result<Resampler> {
         let Some(adapter) = &self.adapter else { return Error::refused("there is no identity adapter") };
         let root = adapter.image_proj.root();
         let config = ResamplerConfig::infer(&root, adapter.config.as_ref())?;
-        Ok(Resampler::load(&root, &config, device, DType::F32)?)
+        Ok(Resampler::load(&root, &config, &compute.device, compute.numbers_in_f32())?)
     }
 
     /// Builds the UNet, with the identity branch if asked for.
     pub(crate) fn unet(&self, compute: Compute, identity_branch: bool) -> Result<UNet> {
         compute.device.run(|| {
-            let mut unet = UNet::load(&self.unet.weights.root(), &self.unet_config, &compute.device, compute.dtype)?;
+            let mut unet =
+                UNet::load(&self.unet.weights.root(), &self.unet_config, &compute.device, compute.numbers())?;
             if let Some(adapter) = self.adapter.as_ref().filter(|_| identity_branch) {
                 unet.attach_identity(&adapter.ip_adapter.root())?;
             }
@@ -363,7 +366,7 @@ impl Stack {
         let Some(part) = &self.identitynet else { return Error::refused("there is no IdentityNet") };
         let config = identitynet_config(part)?;
         compute.device.run(|| {
-            let mut net = ControlNet::load(&part.weights.root(), &config, &compute.device, compute.dtype)?;
+            let mut net = ControlNet::load(&part.weights.root(), &config, &compute.device, compute.numbers())?;
             if compute.narrow {
                 Compute::check_narrow(net.narrow()?)?;
             }
@@ -371,10 +374,10 @@ impl Stack {
         })
     }
 
-    /// Builds the decoder in the numbers of [`Compute::vae_dtype`].
+    /// Builds the decoder in the numbers of [`Compute::vae_numbers`].
     pub(crate) fn vae(&self, compute: Compute) -> Result<Vae> {
         let Compute { device, .. } = compute;
-        let load = || Vae::load(&self.vae.weights.root(), &self.vae_config, &device, compute.vae_dtype());
+        let load = || Vae::load(&self.vae.weights.root(), &self.vae_config, &device, compute.vae_numbers());
         Ok(device.run(load)?)
     }
 

@@ -47,7 +47,7 @@ struct Coded {
 }
 
 /// Runs all text encoders in turn.
-pub(crate) fn encode(plan: &Plan, session: &mut Session, device: &Device) -> Result<Text> {
+pub(crate) fn encode(plan: &Plan, session: &mut Session) -> Result<Text> {
     let syntax = if plan.plain_prompt { Syntax::Plain } else { Syntax::Weighted };
     let tokenizers = session.stack.tokenizers();
     let encoded = prompt::encode(&tokenizers, &plan.prompt, plan.negative.as_deref().unwrap_or(""), syntax)?;
@@ -56,7 +56,7 @@ pub(crate) fn encode(plan: &Plan, session: &mut Session, device: &Device) -> Res
     let zeros = plan.negative.is_none() && session.stack.zeros_for_no_negative && has_added;
     let mut halves: Vec<Vec<Coded>> = if plan.guided { vec![Vec::new(), Vec::new()] } else { vec![Vec::new()] };
     for i in 0..count {
-        let encoder = session.text_encoder(i, device)?;
+        let encoder = session.text_encoder(i, plan.compute)?;
         let both = [&encoded.prompt[i], &encoded.negative[i]];
         let wanted = if plan.guided && !zeros { &both[..] } else { &both[..1] };
         let mut coded = encode_together(encoder, wanted, has_added)?.into_iter();

@@ -4,11 +4,11 @@ mod config;
 
 pub use config::ClipTextConfig;
 
-use crate::Result;
 use crate::error::input;
 use crate::load::{LayerNorm, Loader};
+use crate::{Numbers, Result};
 use tensor::ops::{self, Activation, Linear};
-use tensor::{DType, Device, Tensor};
+use tensor::{Device, Tensor};
 use weights::Scope;
 
 const MODEL: &str = "CLIP text encoder";
@@ -61,8 +61,13 @@ impl ClipText {
     ///
     /// # Errors
     /// As [`crate::UNet::load`].
-    pub fn load(scope: &Scope, config: &ClipTextConfig, device: &Device, dtype: DType) -> Result<ClipText> {
-        let mut encoder = ClipText::open(scope, config, device, dtype)?;
+    pub fn load(
+        scope: &Scope,
+        config: &ClipTextConfig,
+        device: &Device,
+        numbers: impl Into<Numbers>,
+    ) -> Result<ClipText> {
+        let mut encoder = ClipText::open(scope, config, device, numbers)?;
         if let Layers::Streamed(at) = &encoder.layers {
             let layers = (0..config.num_hidden_layers).map(|i| Layer::load(at, i, config));
             encoder.layers = Layers::Built(layers.collect::<Result<_>>()?);
@@ -75,9 +80,14 @@ impl ClipText {
     ///
     /// # Errors
     /// As there; what is wrong with a layer's tensors is told by `forward`.
-    pub fn open(scope: &Scope, config: &ClipTextConfig, device: &Device, dtype: DType) -> Result<ClipText> {
+    pub fn open(
+        scope: &Scope,
+        config: &ClipTextConfig,
+        device: &Device,
+        numbers: impl Into<Numbers>,
+    ) -> Result<ClipText> {
         config.check()?;
-        let root = Loader::new(scope, device, dtype);
+        let root = Loader::new(scope, device, numbers);
         let at = match config::is_prefixed(scope) {
             true => root.push("text_model"),
             false => root.clone(),
@@ -206,7 +216,8 @@ impl Layer {
     fn forward(&self, x: &Tensor, heads: usize, act: Activation) -> Result<Tensor> {
         let SelfAttention { qkv_proj, out_proj } = &self.self_attn;
         let qkv = qkv_proj.forward(&self.layer_norm1.forward(x)?)?;
-        let h = ops::attention_joined(&qkv, heads, 1.0 / ((x.last_dim() / heads) as f32).sqrt(), true)?;
+        let scale = 1.0 / ((x.last_dim() / heads) as f32).sqrt();
+        let h = ops::attention_joined(&qkv, heads, scale, true, qkv_proj.products())?;
         let x = out_proj.forward_with(&h, Activation::None, Some(x))?;
         let h = self.fc1.forward_with(&self.layer_norm2.forward(&x)?, act, None)?;
         Ok(self.fc2.forward_with(&h, Activation::None, Some(&x))?)

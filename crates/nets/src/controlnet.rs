@@ -6,7 +6,7 @@ use crate::fields::{Fields, LARGEST, config_error};
 use crate::load::Loader;
 use crate::transformer::Step;
 use crate::unet::Residuals;
-use crate::{Added, Result, UNetConfig};
+use crate::{Added, Numbers, Result, UNetConfig};
 use serde_json::Value;
 use tensor::ops::{Activation, Conv2d, ConvOptions, Fused, Linear};
 use tensor::{DType, Device, Tensor};
@@ -182,9 +182,14 @@ impl ControlNet {
     ///
     /// # Errors
     /// As [`crate::UNet::load`].
-    pub fn load(scope: &Scope, config: &ControlNetConfig, device: &Device, dtype: DType) -> Result<ControlNet> {
+    pub fn load(
+        scope: &Scope,
+        config: &ControlNetConfig,
+        device: &Device,
+        numbers: impl Into<Numbers>,
+    ) -> Result<ControlNet> {
         config.check()?;
-        let at = Loader::new(scope, device, dtype);
+        let at = Loader::new(scope, device, numbers);
         let levels = &config.encoder.levels;
         let first = levels[0].width;
         let mut gathered = Gathered::default();
@@ -212,7 +217,7 @@ impl ControlNet {
                 .collect::<Result<_>>()?,
             controlnet_mid_block: zero(at.push("controlnet_mid_block"), levels[levels.len() - 1].width)?,
             config: config.clone(),
-            dtype,
+            dtype: at.numbers.dtype,
         })
     }
 

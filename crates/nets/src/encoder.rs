@@ -160,7 +160,7 @@ impl Encoder {
         Ok(Encoder {
             model,
             device: at.device,
-            dtype: at.dtype,
+            dtype: at.numbers.dtype,
             conv_in: at.push("conv_in").conv(config.in_channels, first, config.conv_in_kernel, conv_in)?,
             time_proj: Timesteps::new(first, config.flip_sin_to_cos, config.freq_shift),
             time_embedding: TimestepEmbedding::load(

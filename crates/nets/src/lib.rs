@@ -26,6 +26,7 @@ pub use controlnet::{ControlNet, ControlNetConfig, ControlNetContext};
 pub use embed::Added;
 pub use encoder::{AdditionEmbed, EncoderConfig, Level, MidBlockConfig};
 pub use error::{Error, Result};
+pub use load::Numbers;
 pub use resampler::{Resampler, ResamplerConfig};
 pub use unet::{Residuals, UNet, UNetConfig, UNetContext};
 pub use vae::{Moments, Vae, VaeConfig};

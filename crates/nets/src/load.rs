@@ -1,16 +1,40 @@
 //! From named tensors to layers: shapes are checked before a tensor is read, layers are packed once.
 
 use crate::{Error, Result};
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Rows};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Products, Rows};
 use tensor::{DType, Device, Tensor, Turn};
 use weights::{Dtype, Scope};
+
+/// The numbers that a network computes with: what its tensors hold, and how products of f32 are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbers {
+    /// Of activations, and of weights but for biases and norms.
+    pub dtype: DType,
+    /// Of layers in f32.
+    pub products: Products,
+}
+
+impl From<DType> for Numbers {
+    fn from(dtype: DType) -> Numbers {
+        Numbers { dtype, products: Products::Whole }
+    }
+}
+
+impl std::fmt::Display for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Numbers { dtype: DType::F32, products: Products::InParts } => f.write_str("bf16x3"),
+            Numbers { dtype, .. } => dtype.fmt(f),
+        }
+    }
+}
 
 /// A place in the checkpoint, and where its tensors go.
 #[derive(Clone)]
 pub(crate) struct Loader {
     pub(crate) scope: Scope,
     pub(crate) device: Device,
-    pub(crate) dtype: DType,
+    pub(crate) numbers: Numbers,
     /// When layers are needed, where they may wait on the host for it.
     turn: Option<Turn>,
 }
@@ -19,17 +43,17 @@ pub(crate) struct Loader {
 const WORTH_WIDENING: usize = 1 << 16;
 
 impl Loader {
-    pub(crate) fn new(scope: &Scope, device: &Device, dtype: DType) -> Loader {
-        Loader { scope: scope.clone(), device: *device, dtype, turn: Some(Turn::Always) }
+    pub(crate) fn new(scope: &Scope, device: &Device, numbers: impl Into<Numbers>) -> Loader {
+        Loader { scope: scope.clone(), device: *device, numbers: numbers.into(), turn: Some(Turn::Always) }
     }
 
     pub(crate) fn push(&self, part: impl std::fmt::Display) -> Loader {
         Loader { scope: self.scope.push(part), ..self.clone() }
     }
 
-    /// The same place, computing in f32: for what is small and conditions everything, such as the time step.
+    /// The same place, computing in f32 as it is: for what is small and conditions everything, such as the time step.
     pub(crate) fn in_f32(&self) -> Loader {
-        Loader { dtype: DType::F32, ..self.clone() }
+        Loader { numbers: DType::F32.into(), ..self.clone() }
     }
 
     /// The same place, whose layers are needed once for a picture.
@@ -44,7 +68,7 @@ impl Loader {
 
     /// The tensor in the compute type.
     pub(crate) fn tensor(&self, leaf: &str, shape: &[usize]) -> Result<Tensor> {
-        self.tensor_as(leaf, shape, self.dtype)
+        self.tensor_as(leaf, shape, self.numbers.dtype)
     }
 
     fn tensor_as(&self, leaf: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
@@ -75,7 +99,7 @@ impl Loader {
     pub(crate) fn linear(&self, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
         let weight = self.weight(inputs, outputs)?;
         let bias = bias.then(|| self.vector("bias", outputs)).transpose()?;
-        self.parked(Linear::new(&weight, bias.as_ref())?)
+        self.parked(Linear::with(&weight, bias.as_ref(), self.numbers.products)?)
     }
 
     /// As [`Loader::linear`], of a layer that reads what `norm` gives.
@@ -88,7 +112,7 @@ impl Loader {
     ) -> Result<Linear> {
         let weight = self.weight(inputs, outputs)?;
         let bias = bias.then(|| self.vector("bias", outputs)).transpose()?;
-        self.parked(norm.before(&weight, bias.as_ref())?)
+        self.parked(norm.before(&weight, bias.as_ref(), self.numbers.products)?)
     }
 
     /// A layer that waits on the host for its turn where it shall.
@@ -100,7 +124,7 @@ impl Loader {
     /// Linear layers of one input as one: their outputs come side by side, in the order of `layers`, each with its number.
     pub(crate) fn side_by_side(&self, layers: &[(Loader, usize)], inputs: usize, bias: bool) -> Result<Linear> {
         let (weight, bias) = joined(layers, inputs, bias)?;
-        self.parked(Linear::new(&weight, bias.as_ref())?)
+        self.parked(Linear::with(&weight, bias.as_ref(), self.numbers.products)?)
     }
 
     /// As [`Loader::side_by_side`] of the layers named, of one width.
@@ -121,7 +145,7 @@ impl Loader {
         outputs: usize,
     ) -> Result<Linear> {
         let (weight, bias) = joined(&self.named(names, outputs), inputs, false)?;
-        self.parked(norm.before(&weight, bias.as_ref())?)
+        self.parked(norm.before(&weight, bias.as_ref(), self.numbers.products)?)
     }
 
     /// `[out, in]`; a 1x1 convolution `[out, in, 1, 1]` is the same thing on NHWC.
@@ -134,7 +158,8 @@ impl Loader {
     /// The convolution here, with a square kernel.
     pub(crate) fn conv(&self, inputs: usize, outputs: usize, kernel: usize, options: ConvOptions) -> Result<Conv2d> {
         let weight = self.tensor("weight", &[outputs, inputs, kernel, kernel])?;
-        let mut layer = Conv2d::new(&weight, Some(&self.vector("bias", outputs)?), options)?;
+        let bias = self.vector("bias", outputs)?;
+        let mut layer = Conv2d::with(&weight, Some(&bias), options, self.numbers.products)?;
         self.turn.map_or(Ok(()), |turn| layer.park(turn))?;
         Ok(layer)
     }
@@ -207,8 +232,8 @@ impl LayerNorm {
     }
 
     /// The layer that reads what this gives. Where it takes this norm's weight and bias over, they are 1 and 0 from now on.
-    fn before(&mut self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Linear> {
-        let (layer, takes) = Linear::behind_norm(weight, bias, [&self.weight, &self.bias])?;
+    fn before(&mut self, weight: &Tensor, bias: Option<&Tensor>, products: Products) -> Result<Linear> {
+        let (layer, takes) = Linear::behind_norm(weight, bias, products, [&self.weight, &self.bias])?;
         if takes {
             let like = |all: f32, like: &Tensor| {
                 let all = Tensor::from_f32(&Device::Cpu, DType::F32, like.shape(), &vec![all; like.len()])?;

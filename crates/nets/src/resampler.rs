@@ -1,9 +1,9 @@
 //! InstantID's perceiver resampler (arXiv:2204.14198): a face embedding becomes identity tokens.
 
-use crate::Result;
 use crate::error::{input, unrecognised};
 use crate::fields::{DEEPEST, Fields, LARGEST, config_error};
 use crate::load::{LayerNorm, Loader};
+use crate::{Numbers, Result};
 use serde_json::Value;
 use tensor::ops::{self, Activation, KeyValue, Linear};
 use tensor::{DType, Device, Tensor};
@@ -175,9 +175,15 @@ impl Resampler {
     ///
     /// # Errors
     /// As [`crate::UNet::load`].
-    pub fn load(scope: &Scope, config: &ResamplerConfig, device: &Device, dtype: DType) -> Result<Resampler> {
+    pub fn load(
+        scope: &Scope,
+        config: &ResamplerConfig,
+        device: &Device,
+        numbers: impl Into<Numbers>,
+    ) -> Result<Resampler> {
         config.check()?;
-        let at = Loader::new(scope, device, dtype);
+        let at = Loader::new(scope, device, numbers);
+        let Numbers { dtype, products } = at.numbers;
         let &ResamplerConfig { dim, ff_dim, .. } = config;
         let inner = config.heads * config.dim_head;
         let layer = |i: usize| -> Result<Layer> {
@@ -189,8 +195,8 @@ impl Resampler {
                     norm1: attention.push("norm1").layer_norm(dim, EPS)?,
                     norm2: attention.push("norm2").layer_norm(dim, EPS)?,
                     to_q: attention.push("to_q").linear(dim, inner, false)?,
-                    to_k: Linear::new(&to_kv.rows(0, inner)?, None)?,
-                    to_v: Linear::new(&to_kv.rows(inner, inner)?, None)?,
+                    to_k: Linear::with(&to_kv.rows(0, inner)?, None, products)?,
+                    to_v: Linear::with(&to_kv.rows(inner, inner)?, None, products)?,
                     to_out: attention.push("to_out").linear(inner, dim, false)?,
                 },
                 norm: ff.push(0).layer_norm(dim, EPS)?,

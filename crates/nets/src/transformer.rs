@@ -9,7 +9,7 @@ use tensor::ops::{self, Activation, KeyValue, Linear, PackedKeyValue, Rows};
 /// Keys and values of a context `[b, m, c]`, which does not change between steps: packed once for the product.
 pub(crate) fn keys(to_k: &Linear, to_v: &Linear, context: &Tensor, heads: usize) -> Result<Arc<PackedKeyValue>> {
     let (k, v) = (to_k.forward(context)?, to_v.forward(context)?);
-    Ok(Arc::new(PackedKeyValue::new(KeyValue { k: &k, v: &v }, heads)?))
+    Ok(Arc::new(PackedKeyValue::with(KeyValue { k: &k, v: &v }, heads, to_k.products())?))
 }
 
 /// What one cross-attention attends to: the text, and the identity tokens where there are any.
@@ -49,7 +49,8 @@ impl SelfAttention {
     /// `x` normalised, `residual` before normalisation, both `[b, n, c]`.
     fn forward(&self, x: &Rows, residual: &Tensor) -> Result<Tensor> {
         let scale = scale(residual.last_dim(), self.heads);
-        let x = ops::attention_joined(&self.to_qkv.forward_rows(x, None)?, self.heads, scale, false)?;
+        let qkv = self.to_qkv.forward_rows(x, None)?;
+        let x = ops::attention_joined(&qkv, self.heads, scale, false, self.to_qkv.products())?;
         Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
     }
 }

@@ -10,7 +10,7 @@ use crate::error::input;
 use crate::load::{GroupNorm, Loader};
 use crate::resnet::load_upsample;
 use crate::transformer::{CrossAttention, Step, keys};
-use crate::{Added, Result};
+use crate::{Added, Numbers, Result};
 use identity::IdentityAttention;
 use tensor::ops::{self, Conv2d, ConvOptions, Linear};
 use tensor::{DType, Device, Tensor};
@@ -32,7 +32,7 @@ pub struct UNet {
     conv_out: Conv2d,
     config: UNetConfig,
     device: Device,
-    dtype: DType,
+    numbers: Numbers,
     /// One for each cross-attention in the order in which they run; empty without an adapter.
     identity: Vec<IdentityAttention>,
 }
@@ -66,9 +66,9 @@ impl UNet {
     ///
     /// # Errors
     /// A configuration whose sizes do not go together, a tensor that is missing, misshapen or damaged, no memory.
-    pub fn load(scope: &Scope, config: &UNetConfig, device: &Device, dtype: DType) -> Result<UNet> {
+    pub fn load(scope: &Scope, config: &UNetConfig, device: &Device, numbers: impl Into<Numbers>) -> Result<UNet> {
         config.check()?;
-        let at = Loader::new(scope, device, dtype);
+        let at = Loader::new(scope, device, numbers);
         let mut gathered = Gathered::default();
         let encoder = Encoder::load(&at, MODEL, &config.encoder, &mut gathered)?;
         let levels = &config.encoder.levels;
@@ -99,7 +99,7 @@ impl UNet {
             conv_out: at.push("conv_out").conv(first, config.out_channels, config.conv_out_kernel, conv_out)?,
             config: config.clone(),
             device: *device,
-            dtype,
+            numbers: at.numbers,
             identity: Vec::new(),
         })
     }
@@ -133,7 +133,7 @@ impl UNet {
     /// # Errors
     /// The adapter is of a UNet with other cross-attentions.
     pub fn attach_identity(&mut self, adapter: &Scope) -> Result<()> {
-        let at = Loader::new(adapter, &self.device, self.dtype);
+        let at = Loader::new(adapter, &self.device, self.numbers);
         let widths: Vec<usize> = self.cross_attentions().iter().map(|a| a.to_k.out_features()).collect();
         let (down, mid) = self.encoder.cross_attentions();
         let places = identity::places(down.len(), mid.len(), widths.len());

@@ -6,9 +6,9 @@ mod tiles;
 
 pub use config::VaeConfig;
 
-use crate::Result;
 use crate::error::input;
 use crate::load::Loader;
+use crate::{Numbers, Result};
 use blocks::{Decoder, Encoder};
 use tensor::ops::{self, Linear};
 use tensor::{DType, Device, Tensor};
@@ -56,9 +56,9 @@ impl Vae {
     ///
     /// # Errors
     /// As [`crate::UNet::load`].
-    pub fn load(scope: &Scope, config: &VaeConfig, device: &Device, dtype: DType) -> Result<Vae> {
+    pub fn load(scope: &Scope, config: &VaeConfig, device: &Device, numbers: impl Into<Numbers>) -> Result<Vae> {
         config.check()?;
-        let at = Loader::new(scope, device, dtype);
+        let at = Loader::new(scope, device, numbers);
         let channels = config.latent_channels;
         // A handful of channels: f32 costs nothing and keeps the latent's last bits.
         let square = |name: &str, width: usize| at.push(name).in_f32().linear(width, width, true);
@@ -68,7 +68,7 @@ impl Vae {
             quant_conv: config.use_quant_conv.then(|| square("quant_conv", 2 * channels)).transpose()?,
             post_quant_conv: config.use_post_quant_conv.then(|| square("post_quant_conv", channels)).transpose()?,
             config: config.clone(),
-            dtype,
+            dtype: at.numbers.dtype,
         })
     }
 

@@ -12,18 +12,18 @@ fn zeros(shape: &[usize]) -> Tensor {
 }
 
 /// The fixture's UNet with its adapter.
-fn with_adapter(f: &Fixture, dtype: DType) -> UNet {
-    let mut unet = unet(f, dtype);
+fn with_adapter(f: &Fixture, numbers: impl Into<Numbers>) -> UNet {
+    let mut unet = unet(f, numbers);
     unet.attach_identity(&f.scope().push("ip_adapter")).unwrap();
     unet
 }
 
 #[test]
 fn weights_of_zero_give_the_bytes_of_none() {
-    for (dtype, _) in precisions() {
+    for (numbers, _) in precisions() {
         let f = Fixture::open("unet_identity");
-        let expected = bits(&unet_sample(&f, &unet(&f, dtype)));
-        let unet = with_adapter(&f, dtype);
+        let expected = bits(&unet_sample(&f, &unet(&f, numbers)));
+        let unet = with_adapter(&f, numbers);
         let (latent, t, added) = (f.input("latent"), f.number("timestep"), f.added());
         let text = f.input("text");
         let without = unet.context(&text, None, added.as_ref()).unwrap();

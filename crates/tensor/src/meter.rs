@@ -1,10 +1,11 @@
 //! How much work was done and how fast this machine could do it, for benchmarks.
 
 use crate::cpu::amx;
-use crate::cpu::gemm::Product;
+use crate::cpu::gemm::{Product, splits};
 use crate::cpu::lines::Lines;
 use crate::cpu::micro::{MR, NR};
 use crate::cuda::{self, Spent};
+use crate::ops::Products;
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Result};
 use rayon::prelude::*;
@@ -75,35 +76,43 @@ pub fn flop_count() -> u64 {
 /// # Errors
 /// An element type that the device cannot compute with.
 pub fn measure_peak(dtype: DType) -> Result<f64> {
-    measure_peak_of(&Device::Cpu, dtype)
+    measure_peak_of(&Device::Cpu, dtype, Products::Whole)
 }
 
-/// As [`measure_peak`], of any device; of a GPU what a large matrix product reaches.
+/// As [`measure_peak`], of any device and of products done in parts, too; of a GPU what a large matrix product reaches.
 ///
 /// # Errors
 /// As [`measure_peak`], or a device that cannot be used.
-pub fn measure_peak_of(device: &Device, dtype: DType) -> Result<f64> {
+pub fn measure_peak_of(device: &Device, dtype: DType, products: Products) -> Result<f64> {
     match *device {
-        Device::Cpu => by_dtype!("peak", "the operands", dtype, T => Ok(peak_of::<T>())),
+        Device::Cpu => by_dtype!("peak", "the operands", dtype, T => Ok(peak_of::<T>(splits(dtype, products)))),
         Device::Cuda(n) => cuda::measure_peak(n, dtype),
     }
 }
 
-fn peak_of<T: Product>() -> f64 {
+fn peak_of<T: Product>(in_parts: bool) -> f64 {
+    /// Bytes of both sides fill most of a first-level cache.
     const UNITS: usize = 160;
     const REPEATS: usize = 100;
     let kernel = T::wide_kernel::<MR>().unwrap_or(T::kernel::<MR, true>());
-    let rows = if T::tiled() { amx::ROWS } else { MR };
+    let tiled = T::tiled() || in_parts;
+    let rows = if tiled { amx::ROWS } else { MR };
+    // Two parts are twice the bytes.
+    let units = if in_parts { UNITS / 2 } else { UNITS };
     let run = || {
         let (mut a, mut b, mut c) = (Lines::default(), Lines::default(), Lines::default());
         let (a, b, c) = (a.get(2 * UNITS * rows), b.get(UNITS * NR), c.floats(rows * NR));
         // SAFETY: tiles are configured where there are tiles.
-        let tiles = T::tiled().then(|| unsafe { amx::Tiles::configure() });
+        let tiles = tiled.then(|| unsafe { amx::Tiles::configure() });
         for _ in 0..REPEATS {
             let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
             // SAFETY: the operands hold UNITS units, whole steps of tiles, the result is one block.
             unsafe {
                 match &tiles {
+                    Some(tiles) if in_parts => {
+                        let steps = &amx::PACKED_SPLIT[..units / amx::STEP];
+                        tiles.product_split(steps, amx::Left::packed(a), b, c, false, b);
+                    }
                     Some(tiles) => {
                         tiles.product(&amx::PACKED[..UNITS / amx::STEP], amx::Left::packed(a), b, c, false, b)
                     }
@@ -113,7 +122,8 @@ fn peak_of<T: Product>() -> f64 {
         }
         std::hint::black_box(c);
     };
-    let flop = (2 * rows * NR * UNITS * T::PER_UNIT * REPEATS) as f64;
+    let per_unit = if in_parts { 2 } else { T::PER_UNIT };
+    let flop = (2 * rows * NR * units * per_unit * REPEATS) as f64;
     let measure = || {
         let (begin, mut rounds) = (Instant::now(), 0);
         while begin.elapsed().as_secs_f64() < 0.1 {

@@ -3,7 +3,7 @@
 mod device;
 
 use device::device;
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, Rows};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, Products, Rows};
 use tensor::{DType, Device, Tensor};
 
 /// Deterministic numbers in [-1, 1) times `size`, rounded to 16 bits of both kinds.
@@ -138,7 +138,8 @@ fn layers_behind_a_norm() {
         let exact = tensor::ops::layer_norm(&exact, &gamma, Some(&beta), 1e-5).unwrap();
         let behind = |weight: &Tensor, bias: Option<&Tensor>| {
             let norm = [there(&gamma), there(&beta)];
-            let (layer, takes) = Linear::behind_norm(&here(weight), bias, [&norm[0], &norm[1]]).unwrap();
+            let (layer, takes) =
+                Linear::behind_norm(&here(weight), bias, Products::Whole, [&norm[0], &norm[1]]).unwrap();
             let [gamma, beta] = match takes {
                 true => [there(&constant(1.0, width)), there(&constant(0.0, width))],
                 false => norm,

@@ -44,6 +44,8 @@ pub(crate) enum PrecisionArg {
     F32,
     /// 16 bits with the range of f32.
     Bf16,
+    /// f32, but products as three of bf16, on processors with AMX: several times the speed, within 1e-4 of f32.
+    Bf16x3,
     /// 16 bits with more digits and less range.
     F16,
     /// f16, but 8 bits in most linear layers of the transformers: faster on a Hopper, less exact.

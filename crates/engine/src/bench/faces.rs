@@ -5,6 +5,7 @@ use crate::Result;
 use crate::plan::Compute;
 use ::faces::{FaceAnalyzer, Photo};
 use std::path::Path;
+use tensor::ops::Products;
 use tensor::{DType, Device};
 
 /// Times the face networks of a folder on a photo: the detector once at its size, and the encoder on one face, whatever
@@ -18,7 +19,8 @@ pub fn faces(folder: &Path, photo: &Photo, request: &BenchRequest) -> Result<Mea
     // Where no face is found, as drawn people may not be by networks that know photographs: any points will do.
     let middle = [[0.35, 0.4], [0.65, 0.4], [0.5, 0.55], [0.4, 0.7], [0.6, 0.7]]
         .map(|[x, y]: [f32; 2]| [(0.5 + (x - 0.5) * side * 2.0) * w as f32, (0.5 + (y - 0.5) * side * 2.0) * h as f32]);
-    let compute = Compute { device: Device::Cpu, second: None, dtype: DType::F32, narrow: false };
+    let compute =
+        Compute { device: Device::Cpu, second: None, dtype: DType::F32, products: Products::Whole, narrow: false };
     let mut found = None;
     let detect = request.repeat(compute.device, || {
         found = analyzer.detect_once(&photo.image)?.into_iter().next().and_then(|face| face.kps);

@@ -89,7 +89,7 @@ fn as_generate(models: &ModelPaths, request: &BenchRequest) -> Request {
 /// One encoder at a time, as a generation has them.
 fn text(stack: &Stack, compute: Compute) -> Result<()> {
     for i in 0..stack.tokenizers().len() {
-        let encoder = stack.text_encoder(i, &compute.device, false)?;
+        let encoder = stack.text_encoder(i, compute, false)?;
         let length = TEXT_TOKENS.min(encoder.config().max_position_embeddings);
         encoder.forward(&[vec![1; length], vec![2; length]], 0)?;
     }
@@ -99,7 +99,7 @@ fn text(stack: &Stack, compute: Compute) -> Result<()> {
 
 fn identity(stack: &Stack, compute: Compute) -> Result<()> {
     if stack.has_identity() {
-        let resampler = stack.resampler(&compute.device)?;
+        let resampler = stack.resampler(compute)?;
         let embedding = super::values(&compute.device, &[2, 1, resampler.config().embedding_dim])?;
         resampler.forward(&embedding)?;
     }

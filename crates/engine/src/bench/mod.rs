@@ -225,9 +225,9 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
 }
 
 /// Measures what the arithmetic units give, and compares; where memory is capped, networks should have been dropped.
-fn rate(flop: u64, ms: f64, Compute { device, dtype, .. }: Compute) -> Result<Rate> {
+fn rate(flop: u64, ms: f64, Compute { device, dtype, products, .. }: Compute) -> Result<Rate> {
     device.limit_memory(None)?;
-    let peak = tensor::measure_peak_of(&device, dtype)?;
+    let peak = tensor::measure_peak_of(&device, dtype, products)?;
     let per_s = flop as f64 / ms * 1e3;
     Ok(Rate {
         tflop: flop as f64 / 1e12,

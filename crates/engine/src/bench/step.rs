@@ -9,7 +9,8 @@ use crate::{Result, digest, memory};
 use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
 use serde_json::json;
 use std::sync::{Mutex, PoisonError};
-use tensor::{DType, Device, Tensor, ops};
+use tensor::ops::{self, Products};
+use tensor::{DType, Device, Tensor};
 use weights::Weights;
 
 /// Identity tokens of InstantID.
@@ -43,7 +44,7 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let operators = request.operators(compute.device, || inputs.plain(nets, &contexts).map(|_| ()))?;
     let mut setting = request.setting(&shapes.name, Some(size), compute);
     if request.error {
-        let exact = Compute { dtype: DType::F32, narrow: false, ..compute };
+        let exact = Compute { dtype: DType::F32, products: Products::Whole, narrow: false, ..compute };
         compute.device.limit_memory(None)?;
         let (unet, net) = build(shapes, exact, arrangement)?;
         let exact = (&unet, Some(&net));
@@ -84,9 +85,9 @@ fn build(shapes: &Shapes, compute: Compute, arrangement: Arrangement) -> Result<
 
 fn build_here(shapes: &Shapes, compute: Compute) -> Result<(UNet, ControlNet)> {
     let random = Weights::random(1);
-    let mut unet = UNet::load(&random.root(), &shapes.unet, &compute.device, compute.dtype)?;
+    let mut unet = UNet::load(&random.root(), &shapes.unet, &compute.device, compute.numbers())?;
     unet.attach_identity(&random.root())?;
-    let mut net = ControlNet::load(&random.root(), &shapes.identitynet, &compute.device, compute.dtype)?;
+    let mut net = ControlNet::load(&random.root(), &shapes.identitynet, &compute.device, compute.numbers())?;
     if compute.narrow {
         Compute::check_narrow(unet.narrow()? && net.narrow()?)?;
     }

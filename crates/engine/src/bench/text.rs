@@ -19,7 +19,7 @@ pub fn text(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     request.arrange(&what, &Needs { vae: weights, ..Needs::default() }, weights, compute)?;
 
     let random = Weights::random(1);
-    let load = |config| Ok(ClipText::load(&random.root(), config, &compute.device, compute.dtype)?);
+    let load = |config| Ok(ClipText::load(&random.root(), config, &compute.device, compute.numbers())?);
     let (load_ms, encoders) = timed(|| shapes.text.iter().map(load).collect::<Result<Vec<ClipText>>>())?;
     let prompt = |encoder: &ClipText, first: u32| {
         let config = encoder.config();

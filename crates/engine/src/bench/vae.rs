@@ -27,7 +27,7 @@ pub fn vae(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     request.arrange(&format!("decoding {}x{}", size.0, size.1), &needs, need, compute)?;
 
     let random = Weights::random(1);
-    let (load_ms, vae) = timed(|| Ok(Vae::load(&random.root(), &shapes.vae, &compute.device, compute.dtype)?))?;
+    let (load_ms, vae) = timed(|| Ok(Vae::load(&random.root(), &shapes.vae, &compute.device, compute.numbers())?))?;
     let [w, h] = [size.0, size.1].map(|side| side as usize / shapes.vae.zoom());
     let latent = values(&compute.device, &[1, h, w, shapes.vae.latent_channels])?;
     let runs = request.repeat(compute.device, || decode_latent(&vae, &latent).map(|_| ()))?;

@@ -9,14 +9,16 @@ pub(crate) use device::device;
 use nets::*;
 use serde_json::Value;
 use std::path::Path;
+use tensor::ops::Products;
 use tensor::{DType, Device, Tensor};
 use weights::{Scope, Weights};
 
-/// Element types in which the device computes and the relative error that the project promises in each.
-pub(crate) fn precisions() -> Vec<(DType, f64)> {
-    let mut all = vec![(DType::F32, 1e-4), (DType::BF16, 2e-2)];
+/// Numbers with which the device computes and the relative error that the project promises in each.
+pub(crate) fn precisions() -> Vec<(Numbers, f64)> {
+    let in_parts = Numbers { dtype: DType::F32, products: Products::InParts };
+    let mut all = vec![(DType::F32.into(), 1e-4), (in_parts, 1e-4), (DType::BF16.into(), 2e-2)];
     if device() != Device::Cpu {
-        all.push((DType::F16, 2e-2));
+        all.push((DType::F16.into(), 2e-2));
     }
     all
 }
@@ -76,7 +78,8 @@ impl Fixture {
     }
 
     /// The result must have the reference's shape and, in relative norm, agree within `tolerance`.
-    pub(crate) fn agrees(&self, output: &str, got: &Tensor, dtype: DType, tolerance: f64) {
+    pub(crate) fn agrees(&self, output: &str, got: &Tensor, numbers: impl Into<Numbers>, tolerance: f64) {
+        let numbers = numbers.into();
         let view = self.all.root().get_any(&format!("out.{output}")).unwrap();
         assert_eq!(got.shape(), view.shape(), "{} {output}", self.name);
         let (got, expected) = (got.to_vec_f32().unwrap(), view.to_f32().unwrap());
@@ -84,10 +87,10 @@ impl Fixture {
         let difference: f64 = got.iter().zip(&expected).map(|(a, b)| square(a - b)).sum();
         let norm: f64 = expected.iter().map(|&x| square(x)).sum();
         let error = (difference / norm).sqrt();
-        println!("{} {output} {dtype}: {error:.2e}", self.name);
+        println!("{} {output} {numbers}: {error:.2e}", self.name);
         assert!(
             error <= tolerance,
-            "{} {output} in {dtype}: relative error {error:.2e}, at most {tolerance:.0e}",
+            "{} {output} in {numbers}: relative error {error:.2e}, at most {tolerance:.0e}",
             self.name
         );
     }
@@ -104,8 +107,8 @@ impl Fixture {
     }
 }
 
-pub(crate) fn unet(f: &Fixture, dtype: DType) -> UNet {
-    UNet::load(&f.scope(), &UNetConfig::from_json(&f.config).unwrap(), &device(), dtype).unwrap()
+pub(crate) fn unet(f: &Fixture, numbers: impl Into<Numbers>) -> UNet {
+    UNet::load(&f.scope(), &UNetConfig::from_json(&f.config).unwrap(), &device(), numbers).unwrap()
 }
 
 /// The file's own request without identity and residuals.

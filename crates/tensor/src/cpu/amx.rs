@@ -5,7 +5,7 @@
 //!
 //! A tile register holds 16 rows of 64 bytes. Packed columns (see `micro`) are right-hand tiles as they lie, rows of a
 //! matrix are left-hand tiles as they lie. Bound: the tile unit, 16 cycles for each of the four products of a step,
-//! beside four tile loads; these hide behind the products only while the processor does not throttle. While it does, a tile
+//! beside four tile loads (for twelve products of numbers in two parts, eight); these hide behind the products only while the processor does not throttle. While it does, a tile
 //! instruction that comes less than eight instructions after another waits 22 cycles more, so all of them have that distance.
 
 use super::micro::NR;
@@ -20,13 +20,15 @@ pub(crate) const STEP: usize = 16;
 pub(crate) struct Left {
     pub(crate) tiles: [*const u32; 2],
     pub(crate) row: usize,
+    /// Units from there to the second part of numbers that are [split](super::split).
+    pub(crate) low: usize,
 }
 
 impl Left {
     /// Rows packed step after step ([`PACKED`]): rows at large powers of two of each other would share few sets of the
     /// first-level cache.
     pub(crate) fn packed(a: *const u32) -> Left {
-        Left { tiles: [a, a.wrapping_add(ROWS / 2 * STEP)], row: STEP }
+        Left { tiles: [a, a.wrapping_add(ROWS / 2 * STEP)], row: STEP, low: ROWS * STEP }
     }
 }
 
@@ -38,6 +40,8 @@ pub(crate) const MOST_STEPS: usize = 512;
 
 /// Where each step of rows lies, in bytes, that are packed step after step.
 pub(crate) static PACKED: [usize; MOST_STEPS] = steps(4 * ROWS * STEP);
+/// The same of rows in two parts, [`ROWS`] of the first before those of the second.
+pub(crate) static PACKED_SPLIT: [usize; MOST_STEPS] = steps(2 * 4 * ROWS * STEP);
 /// The same of rows that lie as they are.
 pub(crate) static IN_PLACE: [usize; MOST_STEPS] = steps(4 * STEP);
 
@@ -219,6 +223,132 @@ impl Tiles {
             );
         }
     }
+
+    /// As [`Tiles::product`] of numbers in two parts: the sum of the first part of `a` times the second of `b`, the first
+    /// times the first, and the second times the first. Each step of columns is [`STEP`] rows of their first parts before
+    /// as many of their second; twice [`AHEAD`] bytes are fetched ahead in each.
+    ///
+    /// Eight loads serve twelve products, where [`Tiles::product`] has four for four.
+    ///
+    /// # Safety
+    /// As [`Tiles::product`].
+    pub(crate) unsafe fn product_split(
+        &self,
+        steps: &[usize],
+        a: Left,
+        b: *const u32,
+        c: *mut f32,
+        accumulate: bool,
+        ahead: *const u32,
+    ) {
+        // SAFETY: reads and writes what the caller promised.
+        unsafe {
+            std::arch::asm!(
+                "test {x}, {x}",
+                "jz 2f",
+                "tileloadd tmm0, [{c} + {line}*1]",
+                gap!(),
+                "tileloadd tmm1, [{c} + {line}*1 + 64]",
+                gap!(),
+                "tileloadd tmm2, [{c} + {line}*1 + 2048]",
+                gap!(),
+                "tileloadd tmm3, [{c} + {line}*1 + 2112]",
+                gap!(),
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                gap!(),
+                "tilezero tmm1",
+                gap!(),
+                "tilezero tmm2",
+                gap!(),
+                "tilezero tmm3",
+                gap!(),
+                "3:",
+                "mov {x}, [{at}]",
+                "lea {y}, [{a16} + {x}]",
+                "add {x}, {a}",
+                // The first part of the rows with the second of the columns,
+                "tileloadd tmm4, [{x} + {row}*1]",
+                gap!(4096, 4160, 4224, 4288),
+                "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                gap!(4352, 4416, 4480, 4544),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                gap!(4608, 4672, 4736, 4800),
+                "tileloadd tmm5, [{y} + {row}*1]",
+                gap!(4864, 4928, 4992, 5056),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                gap!(5120, 5184, 5248, 5312),
+                "tileloadd tmm7, [{b} + {line}*1 + 2112]",
+                gap!(5376, 5440, 5504, 5568),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                gap!(5632, 5696, 5760, 5824),
+                // with their first,
+                "tileloadd tmm6, [{b} + {line}*1]",
+                gap!(5888, 5952, 6016, 6080),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                gap!(6144, 6208, 6272, 6336),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                gap!(6400, 6464, 6528, 6592),
+                "tileloadd tmm7, [{b} + {line}*1 + 64]",
+                gap!(6656, 6720, 6784, 6848),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                gap!(6912, 6976, 7040, 7104),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "add {x}, {low}",
+                "add {y}, {low}",
+                gap!(7168, 7232, 7296, 7360),
+                // and the second part of the rows with that.
+                "tileloadd tmm4, [{x} + {row}*1]",
+                gap!(7424, 7488, 7552, 7616),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                gap!(7680, 7744, 7808, 7872),
+                "tileloadd tmm5, [{y} + {row}*1]",
+                gap!(7936, 8000, 8064, 8128),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "prefetcht1 [{ahead}]",
+                "prefetcht1 [{ahead} + 64]",
+                "prefetcht1 [{ahead} + 128]",
+                "prefetcht1 [{ahead} + 192]",
+                "nop\nnop\nnop\nnop",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "prefetcht1 [{ahead} + 256]",
+                "prefetcht1 [{ahead} + 320]",
+                "prefetcht1 [{ahead} + 384]",
+                "prefetcht1 [{ahead} + 448]",
+                "nop\nnop\nnop\nnop",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                gap!(),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "nop\nnop\nnop",
+                "add {ahead}, 512",
+                "add {b}, 4096",
+                "add {at}, 8",
+                "dec {steps}",
+                "jnz 3b",
+                "tilestored [{c} + {line}*1], tmm0",
+                gap!(),
+                "tilestored [{c} + {line}*1 + 64], tmm1",
+                gap!(),
+                "tilestored [{c} + {line}*1 + 2048], tmm2",
+                gap!(),
+                "tilestored [{c} + {line}*1 + 2112], tmm3",
+                steps = inout(reg) steps.len() => _,
+                at = inout(reg) steps.as_ptr() => _,
+                x = inout(reg) usize::from(accumulate) => _,
+                y = out(reg) _,
+                ahead = inout(reg) ahead => _,
+                a = in(reg) a.tiles[0],
+                a16 = in(reg) a.tiles[1],
+                row = in(reg) a.row * 4,
+                low = in(reg) a.low * 4,
+                b = inout(reg) b => _,
+                c = in(reg) c,
+                line = in(reg) NR * 4,
+                options(nostack)
+            );
+        }
+    }
 }
 
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
@@ -249,19 +379,50 @@ impl Tiles {
         accumulate: bool,
         _ahead: *const u32,
     ) {
-        let [low, high] = [|x: u32| f32::from_bits(x << 16), |x: u32| f32::from_bits(x & 0xffff_0000)];
-        // SAFETY: the caller promised a block.
-        let c = unsafe { std::slice::from_raw_parts_mut(c, ROWS * NR) };
-        for (r, row) in c.chunks_exact_mut(NR).enumerate() {
-            if !accumulate {
-                row.fill(0.0);
-            }
-            for (step, at) in steps.iter().enumerate() {
+        // SAFETY: as the caller promised.
+        unsafe { imitate(steps, a, b, c, accumulate, &[(0, 0)]) };
+    }
+
+    /// The same product as loops.
+    ///
+    /// # Safety
+    /// As with the instructions.
+    pub(crate) unsafe fn product_split(
+        &self,
+        steps: &[usize],
+        a: Left,
+        b: *const u32,
+        c: *mut f32,
+        accumulate: bool,
+        _ahead: *const u32,
+    ) {
+        // SAFETY: as the caller promised.
+        unsafe { imitate(steps, a, b, c, accumulate, &[(0, 1), (0, 0), (1, 0)]) };
+    }
+}
+
+/// The products of these parts of both sides; as many parts of a step of columns lie there as the greatest of them says.
+///
+/// # Safety
+/// As [`Tiles::product`].
+#[cfg(not(all(target_arch = "x86_64", not(feature = "imitated-tiles"))))]
+unsafe fn imitate(steps: &[usize], a: Left, b: *const u32, c: *mut f32, accumulate: bool, parts: &[(usize, usize)]) {
+    let [low, high] = [|x: u32| f32::from_bits(x << 16), |x: u32| f32::from_bits(x & 0xffff_0000)];
+    let most = parts.iter().fold(0, |most, part| most.max(part.1)) + 1;
+    // SAFETY: the caller promised a block.
+    let c = unsafe { std::slice::from_raw_parts_mut(c, ROWS * NR) };
+    for (r, row) in c.chunks_exact_mut(NR).enumerate() {
+        if !accumulate {
+            row.fill(0.0);
+        }
+        for (step, at) in steps.iter().enumerate() {
+            for &(of_a, of_b) in parts {
                 for unit in 0..STEP {
                     // SAFETY: the caller promised these units.
                     let (x, b) = unsafe {
-                        let x = a.tiles[r / (ROWS / 2)].add(at / 4 + r % (ROWS / 2) * a.row + unit);
-                        (*x, std::slice::from_raw_parts(b.add((step * STEP + unit) * NR), NR))
+                        let x = a.tiles[r / (ROWS / 2)].add(at / 4 + r % (ROWS / 2) * a.row + of_a * a.low + unit);
+                        let b = b.add(((step * most + of_b) * STEP + unit) * NR);
+                        (*x, std::slice::from_raw_parts(b, NR))
                     };
                     row.iter_mut().zip(b).for_each(|(o, b)| *o += low(x) * low(*b) + high(x) * high(*b));
                 }

@@ -20,7 +20,7 @@ pub(crate) use keys::{Columns, PackedKeys};
 
 use super::SharedMut;
 use super::amx;
-use super::gemm::{Product, pack_rows, units};
+use super::gemm::{Product, Rows, pack_rows, split_panel, units};
 use super::isa::simd;
 use super::lines::Lines;
 use super::micro::NR;
@@ -30,6 +30,7 @@ use crate::{Result, Tensor};
 use rayon::prelude::*;
 use softmax::{Running, hide_later, join_rows, scale_rows, upright, weigh};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Rows of a tile.
 const GROUP: usize = 8;
@@ -39,14 +40,41 @@ const PANELS: usize = 4;
 /// the panel itself share the first-level cache.
 const KEY_BLOCK: usize = 128;
 
-/// Rows of a tile of this type.
-fn group<T: Product>() -> usize {
-    if T::tiled() { amx::ROWS } else { GROUP }
+/// How the operands of both products lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// For AMX tiles.
+    tiled: bool,
+    /// In how many parts each element; see [`split`](super::split).
+    parts: usize,
+    /// Elements of a unit.
+    per_unit: usize,
 }
 
-/// Units of depth as packed: whole steps of AMX tiles.
-fn padded<T: Product>(elements: usize) -> usize {
-    if T::tiled() { units::<T>(elements).next_multiple_of(amx::STEP) } else { units::<T>(elements) }
+impl Layout {
+    /// As elements of this type lie, or in parts.
+    fn of<T: Product>(in_parts: bool) -> Layout {
+        match in_parts {
+            true => Layout { tiled: true, parts: 2, per_unit: 2 },
+            false => Layout { tiled: T::tiled(), parts: 1, per_unit: T::PER_UNIT },
+        }
+    }
+
+    /// Rows of a tile.
+    fn group(self) -> usize {
+        if self.tiled { amx::ROWS } else { GROUP }
+    }
+
+    /// Units of depth as packed: whole steps of AMX tiles.
+    fn padded(self, elements: usize) -> usize {
+        let units = elements.div_ceil(self.per_unit);
+        if self.tiled { units.next_multiple_of(amx::STEP) } else { units }
+    }
+
+    /// The same in numbers of 32 bits.
+    fn size(self, elements: usize) -> usize {
+        self.padded(elements) * self.parts
+    }
 }
 
 /// Memory of a thread.
@@ -74,8 +102,8 @@ simd! {
 /// What does not change between the blocks of queries.
 #[derive(Clone, Copy)]
 struct Sizes {
-    /// Units of a query.
-    depth: usize,
+    /// Elements of a query.
+    d: usize,
     /// Elements of a value, in whole panels.
     stride: usize,
     /// Of a score, to base 2.
@@ -93,7 +121,7 @@ fn pass<T: Product>(
     sizes: &Sizes,
     (weight, add): (f32, bool),
 ) {
-    let running = match T::tiled() {
+    let running = match branch.layout.tiled {
         true => tiled::pass::<T>(scratch, branch, head, place, sizes),
         false => pass_rows::<T>(scratch, branch, head, place, sizes),
     };
@@ -102,7 +130,7 @@ fn pass<T: Product>(
     let panels =
         sums.floats(place.1 * size).chunks_exact_mut(size).zip(result.floats(place.1 * size).chunks_exact_mut(size));
     for ((sums, result), running) in panels.zip(&running) {
-        if T::tiled() {
+        if branch.layout.tiled {
             upright(sums, spare.floats(size));
         }
         join_rows(result, sums, sizes.stride, &running.total, weight, add);
@@ -117,8 +145,8 @@ fn pass_rows<T: Product>(
     (first, panels): (usize, usize),
     sizes: &Sizes,
 ) -> [Running; PANELS] {
-    let &Sizes { depth, stride, factor, causal } = sizes;
-    let kernel = T::kernel::<GROUP, true>();
+    let &Sizes { d, stride, factor, causal } = sizes;
+    let (depth, kernel) = (units::<T>(d), T::kernel::<GROUP, true>());
     let (keys, values) = branch.head(head);
     let value_depth = units::<T>(branch.keys);
     let panel_size = NR * stride;
@@ -166,6 +194,24 @@ fn pass_rows<T: Product>(
     running
 }
 
+/// Packs queries of `d` elements in panels.
+fn pack_queries<T: Product>(scratch: &mut Scratch, q: &impl Rows<T>, rows: Range<usize>, d: usize, layout: Layout) {
+    let (size, units) = (layout.size(d), units::<T>(d));
+    scratch.staged.resize(scratch.staged.len().max(NR * size), 0);
+    let queries = scratch.queries.get(rows.len().div_ceil(NR) * NR * size);
+    for (panel, packed) in queries.chunks_exact_mut(NR * size).enumerate() {
+        let row = rows.start + panel * NR;
+        if layout.parts > 1 {
+            let line = |row, out: &mut [T]| q.copy(row, 0, out);
+            split_panel(packed, row..rows.end, d, line, &mut scratch.staged);
+            continue;
+        }
+        let (packed, rest) = packed.split_at_mut(units * NR);
+        rest.fill(0);
+        pack_rows::<T, NR>(q, row, rows.end.min(row + NR), d, 0, units, &mut scratch.staged, packed);
+    }
+}
+
 /// `softmax(q k^T scale) v`, plus `weight` times the same over a second branch: `q [b, n, heads * d]` -> the same.
 pub(crate) fn forward<T: Product>(
     q: Columns,
@@ -179,13 +225,8 @@ pub(crate) fn forward<T: Product>(
     let (b, n, width) = (q.tensor.dim(0), q.tensor.dim(1), q.width);
     let d = width / heads;
     crate::meter::count(2 * b * n, keys.keys + second.map_or(0, |(keys, _)| keys.keys), width);
-    let sizes = Sizes {
-        depth: padded::<T>(d),
-        stride: d.next_multiple_of(NR),
-        factor: scale * std::f32::consts::LOG2_E,
-        causal,
-    };
-    let &Sizes { depth, stride, .. } = &sizes;
+    let (stride, factor) = (d.next_multiple_of(NR), scale * std::f32::consts::LOG2_E);
+    let sizes = Sizes { d, stride, factor, causal };
     let blocks = n.div_ceil(PANELS * NR);
     Tensor::build::<T>(q.tensor.device(), &[b, n, width], |out| {
         let out = SharedMut::new(out);
@@ -195,18 +236,14 @@ pub(crate) fn forward<T: Product>(
             let panels = count.div_ceil(NR);
             let rows = q.head::<T>(head / heads, head % heads, d);
             SCRATCH.with_borrow_mut(|scratch| {
-                scratch.staged.resize(scratch.staged.len().max(NR * depth), 0);
-                let queries = scratch.queries.get(panels * NR * depth);
-                for (panel, packed) in queries.chunks_exact_mut(NR * depth).enumerate() {
-                    let row = first + panel * NR;
-                    let (packed, rest) = packed.split_at_mut(units::<T>(d) * NR);
-                    rest.fill(0);
-                    pack_rows::<T, NR>(&rows, row, n.min(row + NR), d, 0, units::<T>(d), &mut scratch.staged, packed);
-                }
                 let place = (first, panels);
+                pack_queries(scratch, &rows, first..first + count, d, keys.layout);
                 pass::<T>(scratch, keys, head, place, &sizes, (1.0, false));
-                if let Some((keys, weight)) = second {
-                    pass::<T>(scratch, keys, head, place, &Sizes { causal: false, ..sizes }, (weight, true));
+                if let Some((more, weight)) = second {
+                    if more.layout != keys.layout {
+                        pack_queries(scratch, &rows, first..first + count, d, more.layout);
+                    }
+                    pass::<T>(scratch, more, head, place, &Sizes { causal: false, ..sizes }, (weight, true));
                 }
                 let result = scratch.result.floats(count.next_multiple_of(NR) * stride);
                 for row in 0..count {

@@ -3,11 +3,11 @@
 mod stage;
 
 use super::epilogue::{Epilogue, past_caches};
-use super::gemm::{PackedColumns, Product, Rows, product};
+use super::gemm::{PackedColumns, Product, Rows, product, splits};
 use super::tiles::Staged;
 use super::{SharedMut, winograd};
 use crate::meter::watch;
-use crate::ops::{ConvOptions, Fused};
+use crate::ops::{ConvOptions, Fused, Products};
 use crate::tensor::Element;
 use crate::{DType, Result, Tensor};
 use std::ops::Range;
@@ -36,19 +36,21 @@ fn tiles(dtype: DType, [n, c, kh, kw]: [usize; 4], options: ConvOptions) -> Opti
 }
 
 /// Numbers that a weight `[out, in, kernel, kernel]` is held in, but for what fills up panels.
-pub(crate) fn held(dtype: DType, [n, c, kernel]: [usize; 3], options: ConvOptions) -> usize {
-    n * c * tiles(dtype, [n, c, kernel, kernel], options).map_or(kernel * kernel, |size| size.inputs().pow(2))
+pub(crate) fn held(dtype: DType, products: Products, [n, c, kernel]: [usize; 3], options: ConvOptions) -> usize {
+    let tiles = if splits(dtype, products) { None } else { tiles(dtype, [n, c, kernel, kernel], options) };
+    n * c * tiles.map_or(kernel * kernel, |size| size.inputs().pow(2))
 }
 
 /// Packs a weight `[out, in, kh, kw]`.
-pub(crate) fn pack<T: Product>(weight: &Tensor, options: ConvOptions) -> Result<Weights> {
+pub(crate) fn pack<T: Product>(weight: &Tensor, options: ConvOptions, products: Products) -> Result<Weights> {
     let [n, c, kh, kw] = weight.dims4()?;
-    if let Some(size) = tiles(weight.dtype(), [n, c, kh, kw], options) {
+    let in_parts = splits(weight.dtype(), products);
+    if let Some(size) = tiles(weight.dtype(), [n, c, kh, kw], options).filter(|_| !in_parts) {
         return Ok(Weights::Tiles(winograd::Weights::new::<T>(weight, size)?));
     }
     let data = weight.data::<T>();
     let taps = kh * kw;
-    let columns = PackedColumns::new::<T>(n, taps * c, |column, out| {
+    let columns = PackedColumns::of::<T>(n, taps * c, products, |column, out| {
         let kernel = &data[column * c * taps..][..c * taps];
         for (tap, out) in out.chunks_exact_mut(c).enumerate() {
             out.iter_mut().zip(kernel[tap..].iter().step_by(taps)).for_each(|(o, x)| *o = *x);
@@ -168,10 +170,11 @@ pub(crate) fn forward<T: Product>(
     let _watch = watch(|| format!("convolution {kernel:?} {:?} -> {out:?} {}", x.shape(), weight.columns()));
     let [b, h, w, c] = x.dims4()?;
     let pixels = out[0] * out[1];
-    let mut failed = Ok(());
+    let mut done = Ok(());
     let result = Tensor::build::<T>(x.device(), &[b, out[0], out[1], weight.columns()], |output| {
         let epilogue = Epilogue {
-            past_caches: past_caches(output),
+            // Tiles are transformed back in tasks that would not order such writes.
+            past_caches: past_caches(output) && matches!(weight, Weights::Direct(_)),
             bias,
             channel_add: fused.channel_add.map(|t| (t.data::<T>(), pixels)),
             activation: fused.activation,
@@ -181,9 +184,11 @@ pub(crate) fn forward<T: Product>(
         };
         let windows = Windows { data: x.data::<T>(), stored: [h, w, c], seen, kernel, out, options };
         match weight {
-            Weights::Direct(weight) => product::<T>(b * pixels, &windows, weight, 1, |tile| epilogue.finish(tile)),
-            Weights::Tiles(weights) => failed = winograd::forward::<T>(&windows, b, weights, &epilogue),
+            Weights::Direct(weight) => {
+                done = product::<T>(b * pixels, &windows, weight, 1, |tile| epilogue.finish(tile));
+            }
+            Weights::Tiles(weights) => done = winograd::forward::<T>(&windows, b, weights, &epilogue),
         }
     });
-    failed.and(result)
+    done.and(result)
 }

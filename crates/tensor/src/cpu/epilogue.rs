@@ -50,11 +50,7 @@ impl<T: Element> Epilogue<'_, T> {
     /// Finishes a tile of a plain product.
     pub(crate) fn finish(&self, tile: Tile) {
         #[cfg(target_arch = "x86_64")]
-        if T::DTYPE == DType::BF16
-            && tile.columns.is_multiple_of(NR)
-            && self.activation == Activation::None
-            && isa() >= Isa::Avx512Bf16
-        {
+        if tile.columns.is_multiple_of(NR) && self.activation == Activation::None && isa() >= Isa::Avx512Bf16 {
             // SAFETY: the processor has the instructions; tiles cover disjoint parts of the output.
             return (0..tile.columns).step_by(NR).for_each(|column| unsafe { self.finish_panel(&tile, column) });
         }
@@ -75,10 +71,10 @@ impl<T: Element> Epilogue<'_, T> {
         }
     }
 
-    /// As [`Epilogue::finish`] for one panel of bf16 without activation, from `column` of the tile on.
+    /// As [`Epilogue::finish`] for one panel without activation, from `column` of the tile on.
     ///
     /// # Safety
-    /// T is bf16, and nobody else uses the tile's part of the output.
+    /// T is f32 or bf16, and nobody else uses the tile's part of the output.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn finish_panel(&self, tile: &Tile, column: usize) {
@@ -98,8 +94,8 @@ impl<T: Element> Epilogue<'_, T> {
             let (count, add) = match self.channel_add {
                 Some((add, rows)) => {
                     let add = add[row / rows * self.width + first..][..NR].as_ptr();
-                    // SAFETY: NR numbers of 16 bits.
-                    ((tile.rows - from).min(rows - row % rows), Some(unsafe { wide(add.cast()) }))
+                    // SAFETY: NR numbers.
+                    ((tile.rows - from).min(rows - row % rows), Some(unsafe { wide(add) }))
                 }
                 None => (tile.rows - from, None),
             };
@@ -109,8 +105,8 @@ impl<T: Element> Epilogue<'_, T> {
                 values: tile.values[from * tile.stride + column..][..(count - 1) * tile.stride + NR].as_ptr(),
                 stride: tile.stride,
                 // SAFETY: the tile lies in the output.
-                out: unsafe { self.out.range(at, NR) }.as_mut_ptr().cast::<u16>(),
-                residual: self.residual.map(|x| x[at..][..(count - 1) * self.width + NR].as_ptr().cast::<u16>()),
+                out: unsafe { self.out.range(at, NR) }.as_mut_ptr(),
+                residual: self.residual.map(|x| x[at..][..(count - 1) * self.width + NR].as_ptr()),
                 width: self.width,
             };
             let past_caches = self.past_caches && self.width.is_multiple_of(NR) && lines.out.addr().is_multiple_of(64);
@@ -181,21 +177,21 @@ impl<T: Element> Epilogue<'_, T> {
     }
 }
 
-/// Rows of one panel of bf16, where they lie.
+/// Rows of one panel, where they lie.
 #[cfg(target_arch = "x86_64")]
-struct Lines {
+struct Lines<T> {
     count: usize,
     values: *const f32,
     /// From one row of values to the next.
     stride: usize,
-    out: *mut u16,
-    residual: Option<*const u16>,
+    out: *mut T,
+    residual: Option<*const T>,
     /// From one row of output and residual to the next.
     width: usize,
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Lines {
+impl<T: Element> Lines<T> {
     /// Nothing but what each row needs: the tile unit waits meanwhile.
     ///
     /// # Safety
@@ -217,10 +213,14 @@ impl Lines {
                     let residual = wide(residual);
                     (low, high) = (_mm512_add_ps(low, residual[0]), _mm512_add_ps(high, residual[1]));
                 }
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-                match PAST_CACHES {
-                    true => _mm512_stream_si512(out.cast(), both),
-                    false => _mm512_storeu_si512(out.cast(), both),
+                if T::DTYPE == DType::F32 {
+                    write::<PAST_CACHES>(out.cast(), _mm512_castps_si512(low));
+                    write::<PAST_CACHES>(out.wrapping_add(16).cast(), _mm512_castps_si512(high));
+                } else {
+                    write::<PAST_CACHES>(
+                        out.cast(),
+                        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)),
+                    );
                 }
             }
             values = values.wrapping_add(stride);
@@ -230,14 +230,35 @@ impl Lines {
     }
 }
 
-/// [`NR`] numbers of bf16 as f32.
+/// Writes a line of a cache, which begins there if it goes past them.
+///
+/// # Safety
+/// It lies there.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn write<const PAST_CACHES: bool>(out: *mut __m512i, line: __m512i) {
+    // SAFETY: as promised.
+    unsafe {
+        match PAST_CACHES {
+            true => _mm512_stream_si512(out, line),
+            false => _mm512_storeu_si512(out, line),
+        }
+    }
+}
+
+/// [`NR`] numbers of f32, or of bf16 as f32.
 ///
 /// # Safety
 /// They lie there.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn wide(x: *const u16) -> [__m512; 2] {
+unsafe fn wide<T: Element>(x: *const T) -> [__m512; 2] {
+    if T::DTYPE == DType::F32 {
+        // SAFETY: as promised.
+        return [0, 16].map(|at| unsafe { _mm512_loadu_ps(x.add(at).cast()) });
+    }
     // SAFETY: as promised.
     let half = |at: usize| unsafe { _mm256_loadu_si256(x.add(at).cast()) };
     [half(0), half(16)].map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))))

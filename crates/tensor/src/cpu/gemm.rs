@@ -12,10 +12,12 @@ use super::epilogue::settle;
 use super::isa::{Isa, isa};
 use super::lines::Lines;
 use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32, kernel_wide, widen};
+use super::split::{NUMBERS, Places, SplitRows, split};
 use super::tiles::{self, Staged};
-use crate::Result;
+use crate::ops::Products;
 use crate::storage::Block;
 use crate::tensor::Element;
+use crate::{DType, Result};
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -89,16 +91,23 @@ pub(crate) fn units<T: Product>(depth: usize) -> usize {
     depth.div_ceil(T::PER_UNIT)
 }
 
+/// Whether products of this type are done in parts.
+pub(crate) fn splits(dtype: DType, products: Products) -> bool {
+    products == Products::InParts && dtype == DType::F32 && isa() == Isa::Amx
+}
+
 /// Units that `depth` elements take in packed columns.
 fn packed_units<T: Product>(depth: usize) -> usize {
     if T::tiled() { units::<T>(depth).next_multiple_of(amx::STEP) } else { units::<T>(depth) }
 }
 
-/// The right-hand side: `columns` columns of `depth` elements, in panels of [`NR`] columns.
+/// The right-hand side: `columns` columns of `depth` elements, in panels of [`NR`] columns. Where f32 is [`split`] a unit is a
+/// pair of its parts, and each step of a panel's first parts lies before that of its second.
 pub(crate) struct PackedColumns {
     pub(crate) columns: usize,
     pub(crate) depth: usize,
     units: usize,
+    parts: usize,
     block: Block,
 }
 
@@ -115,7 +124,28 @@ impl PackedColumns {
             pack_panel(out, panel * NR..columns, depth, &line, staged);
             rest.fill(0);
         });
-        Ok(PackedColumns { columns, depth, units, block })
+        Ok(PackedColumns { columns, depth, units, parts: 1, block })
+    }
+
+    /// As [`PackedColumns::new`], but f32 is split for tiles where it shall be.
+    pub(crate) fn of<T: Product>(
+        columns: usize,
+        depth: usize,
+        products: Products,
+        line: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Result<Self> {
+        if !splits(T::DTYPE, products) {
+            return PackedColumns::new(columns, depth, line);
+        }
+        let steps = depth.div_ceil(NUMBERS);
+        let (panels, size) = (columns.div_ceil(NR), steps * NUMBERS * NR);
+        let block = Block::new(panels * size * 4)?;
+        // SAFETY: the block holds that many u32 and is not shared yet.
+        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * size) };
+        data.par_chunks_mut(size.max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
+            split_panel(out, panel * NR..columns, depth, &line, staged);
+        });
+        Ok(PackedColumns { columns, depth, units: steps * amx::STEP, parts: 2, block })
     }
 
     /// A matrix of zeros, to be filled by [`PackedColumns::set`].
@@ -125,7 +155,7 @@ impl PackedColumns {
         let block = Block::new(bytes)?;
         // SAFETY: the block holds as many bytes and is not shared yet.
         unsafe { std::ptr::write_bytes(block.as_ptr(), 0, bytes) };
-        Ok(PackedColumns { columns, depth, units, block })
+        Ok(PackedColumns { columns, depth, units, parts: 1, block })
     }
 
     /// Writes one element.
@@ -143,9 +173,44 @@ impl PackedColumns {
         self.units
     }
 
+    /// In how many parts each element lies.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts
+    }
+
+    /// Where a unit's columns lie; where they are in parts, a step's.
     pub(crate) fn panel(&self, panel: usize, unit: usize) -> *const u32 {
         // SAFETY: callers stay below `columns` and `units`.
-        unsafe { self.block.as_ptr().cast::<u32>().add((panel * self.units + unit) * NR) }
+        unsafe { self.block.as_ptr().cast::<u32>().add((panel * self.units + unit) * NR * self.parts) }
+    }
+}
+
+/// As [`pack_panel`] of f32 in two parts.
+pub(crate) fn split_panel<T: Product>(
+    out: &mut [u32],
+    columns: Range<usize>,
+    depth: usize,
+    line: impl Fn(usize, &mut [T]),
+    staged: &mut Vec<u32>,
+) {
+    let steps = depth.div_ceil(NUMBERS);
+    let units = steps * amx::STEP;
+    staged.resize((NR + 1) * 2 * units, 0);
+    let (staged, whole) = staged.split_at_mut(NR * 2 * units);
+    staged[columns.len().min(NR) * 2 * units..].fill(0);
+    whole[depth..].fill(0);
+    for (column, parts) in columns.zip(staged.chunks_exact_mut(2 * units).take(NR)) {
+        // SAFETY: a line of u32 is as many elements of T, which is f32.
+        line(column, unsafe { std::slice::from_raw_parts_mut(whole.as_mut_ptr().cast::<T>(), depth) });
+        let to = Places { first: parts.as_mut_ptr(), step: amx::STEP, low: units };
+        // SAFETY: the line has whole steps, and places for both parts.
+        unsafe { split(whole.as_ptr().cast(), steps, to) };
+    }
+    for (i, out) in out.chunks_exact_mut(amx::STEP * NR).enumerate() {
+        let at = i / 2 * amx::STEP + i % 2 * units;
+        let lines = std::array::from_fn(|j| staged[j * 2 * units + at..].as_ptr());
+        // SAFETY: every line has a step from there on.
+        unsafe { interleave::<NR>(lines, amx::STEP, out) };
     }
 }
 
@@ -252,36 +317,53 @@ pub(crate) fn product<T: Product>(
     right: &PackedColumns,
     halves: usize,
     finish: impl Fn(Tile) + Sync,
-) {
+) -> Result<()> {
     crate::meter::count(rows, right.depth, right.columns);
-    let width = right.columns / halves;
-    // With tiles a task brings more rows into its cache, which fewer tasks repeat less.
-    let (row_block, most_columns, tasks) = match T::tiled() {
-        true => (left.task_rows().unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right), 4),
-        false => (ROW_BLOCK, COLUMN_BLOCK, 8),
+    // Windows are split by the tasks.
+    let split = match right.parts == 2 && left.task_rows().is_none() {
+        true => Some(SplitRows::new(left, rows, right.depth)?),
+        false => None,
     };
-    let row_blocks = rows.div_ceil(row_block);
-    // Enough tasks for all threads where there are few rows; how columns are divided does not change the result.
-    let tasks = tasks * rayon::current_num_threads();
-    let ranges = (width * halves).div_ceil(most_columns).max(tasks.div_ceil(row_blocks.max(1)));
+    if T::tiled() || right.parts == 2 {
+        // A task brings more rows into its cache than without tiles, which fewer tasks repeat less.
+        let block = (left.task_rows().unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right));
+        each_task(rows, right.columns, halves, block, 4, |rows, columns| {
+            tiles::product(left, right, split.as_ref(), rows, columns, halves, &finish);
+        });
+        return Ok(());
+    }
+    each_task(rows, right.columns, halves, (ROW_BLOCK, COLUMN_BLOCK), 8, |rows, columns| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let (row, rows, column, columns) = (rows.start, rows.len(), columns.start, columns.len());
+            task_product::<T>(left, right, (row, rows), (column, columns), halves, scratch);
+            let twin = columns.next_multiple_of(NR);
+            let stride = twin * halves;
+            let values = scratch.tile.floats(rows.next_multiple_of(MR) * stride);
+            finish(Tile { row, rows, column, columns, stride, twin, values });
+        });
+    });
+    Ok(())
+}
+
+/// Divides a product into tasks of `block` rows and columns at most, at least `least` for each thread where that can be: how
+/// columns are divided does not change the result.
+fn each_task(
+    rows: usize,
+    columns: usize,
+    halves: usize,
+    (row_block, most_columns): (usize, usize),
+    least: usize,
+    work: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
+    let (width, row_blocks) = (columns / halves, rows.div_ceil(row_block));
+    let tasks = least * rayon::current_num_threads();
+    let ranges = columns.div_ceil(most_columns).max(tasks.div_ceil(row_blocks.max(1)));
     let column_block = width.div_ceil(ranges).next_multiple_of(NR);
     let column_blocks = width.div_ceil(column_block);
     // Columns outermost: their slab stays in the last-level cache while the rows pass.
     (0..row_blocks * column_blocks).into_par_iter().with_max_len(1).for_each(|task| {
         let (column, row) = (task / row_blocks * column_block, task % row_blocks * row_block);
-        let columns = column_block.min(width - column);
-        let count = row_block.min(rows - row);
-        if T::tiled() {
-            tiles::product(left, right, row..row + count, column..column + columns, halves, &finish);
-            return settle();
-        }
-        SCRATCH.with_borrow_mut(|scratch| {
-            task_product::<T>(left, right, (row, count), (column, columns), halves, scratch);
-            let twin = columns.next_multiple_of(NR);
-            let stride = twin * halves;
-            let values = scratch.tile.floats(count.next_multiple_of(MR) * stride);
-            finish(Tile { row, rows: count, column, columns, stride, twin, values });
-        });
+        work(row..rows.min(row + row_block), column..width.min(column + column_block));
         settle();
     });
 }

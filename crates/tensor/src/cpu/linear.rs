@@ -5,15 +5,15 @@ use super::epilogue::{Epilogue, past_caches};
 use super::gemm::{MatrixRows, PackedColumns, Product, Rows, product};
 use super::micro::NR;
 use crate::meter::watch;
-use crate::ops::Activation;
+use crate::ops::{Activation, Products};
 use crate::tensor::Element;
 use crate::{Result, Tensor};
 
 /// Packs a weight `[out, in]`.
-pub(crate) fn pack<T: Product>(weight: &Tensor) -> Result<PackedColumns> {
+pub(crate) fn pack<T: Product>(weight: &Tensor, products: Products) -> Result<PackedColumns> {
     let (n, k) = (weight.dim(0), weight.dim(1));
     let data = weight.data::<T>();
-    PackedColumns::new::<T>(n, k, |column, out| out.copy_from_slice(&data[column * k..][..k]))
+    PackedColumns::of::<T>(n, k, products, |column, out| out.copy_from_slice(&data[column * k..][..k]))
 }
 
 /// `activation(x W^T + bias) + residual` over the last dimension.
@@ -30,7 +30,8 @@ pub(crate) fn forward<T: Product>(
     if let Some(last) = shape.last_mut() {
         *last = weight.columns;
     }
-    Tensor::build::<T>(x.device(), &shape, |out| {
+    let mut done = Ok(());
+    let result = Tensor::build::<T>(x.device(), &shape, |out| {
         let epilogue = Epilogue {
             past_caches: past_caches(out),
             bias,
@@ -40,10 +41,11 @@ pub(crate) fn forward<T: Product>(
             out: SharedMut::new(out),
             width: weight.columns,
         };
-        product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 1, |tile| {
+        done = product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 1, |tile| {
             epilogue.finish(tile)
         });
-    })
+    });
+    done.and(result)
 }
 
 /// Rows of two matrices side by side.
@@ -86,7 +88,8 @@ pub(crate) fn forward_joined<T: Product>(
     if let Some(last) = shape.last_mut() {
         *last = weight.columns;
     }
-    Tensor::build::<T>(a.device(), &shape, |out| {
+    let mut done = Ok(());
+    let result = Tensor::build::<T>(a.device(), &shape, |out| {
         let epilogue = Epilogue {
             past_caches: past_caches(out),
             bias,
@@ -97,8 +100,9 @@ pub(crate) fn forward_joined<T: Product>(
             width: weight.columns,
         };
         let left = JoinedRows(parts.map(|x| MatrixRows { data: x.data::<T>(), depth: x.last_dim() }));
-        product::<T>(rows, &left, weight, 1, |tile| epilogue.finish(tile));
-    })
+        done = product::<T>(rows, &left, weight, 1, |tile| epilogue.finish(tile));
+    });
+    done.and(result)
 }
 
 /// `(x W1^T + b1) * gelu(x W2^T + b2)` where the weight holds W1 above W2.
@@ -114,7 +118,8 @@ pub(crate) fn forward_geglu<T: Product>(x: &Tensor, weight: &PackedColumns, bias
         return super::elementwise::geglu::<T>(&both, &shape);
     }
     let _watch = watch(|| format!("geglu {:?} -> {width}", x.shape()));
-    Tensor::build::<T>(x.device(), &shape, |out| {
+    let mut done = Ok(());
+    let result = Tensor::build::<T>(x.device(), &shape, |out| {
         let epilogue = Epilogue {
             past_caches: past_caches(out),
             bias,
@@ -124,8 +129,9 @@ pub(crate) fn forward_geglu<T: Product>(x: &Tensor, weight: &PackedColumns, bias
             out: SharedMut::new(out),
             width,
         };
-        product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 2, |tile| {
+        done = product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 2, |tile| {
             epilogue.finish_geglu(tile)
         });
-    })
+    });
+    done.and(result)
 }

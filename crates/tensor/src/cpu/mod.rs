@@ -13,6 +13,7 @@ pub(crate) mod math;
 pub(crate) mod micro;
 pub(crate) mod norm;
 pub(crate) mod shape;
+pub(crate) mod split;
 pub(crate) mod tiles;
 pub(crate) mod vector;
 pub(crate) mod winograd;

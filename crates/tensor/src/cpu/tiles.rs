@@ -9,6 +9,7 @@ use super::amx::{self, Left, Tiles};
 use super::gemm::{PackedColumns, Product, Rows, Tile};
 use super::lines::Lines;
 use super::micro::NR;
+use super::split::{SplitRows, split_rows};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -23,6 +24,8 @@ const COLUMN_BLOCK: usize = 512;
 const DEPTH: usize = 640;
 /// As [`DEPTH`] for rows that were copied.
 const STAGED_DEPTH: usize = 960;
+/// Elements of a unit.
+const PAIR: usize = 2;
 /// Numbers of a block: what one product makes.
 const BLOCK: usize = amx::ROWS * NR;
 
@@ -36,6 +39,10 @@ pub(crate) struct Staged {
     pub(crate) steps: Vec<usize>,
     /// Units from one row to the next.
     pub(crate) row: usize,
+    /// Units from there to the second parts of numbers that are split.
+    pub(crate) low: usize,
+    /// A line before it is split.
+    pub(crate) line: Lines,
     /// Which rows of the groups of two tiles are which results, group by group.
     pub(crate) runs: Vec<Run>,
     /// Where the runs of each group end.
@@ -61,7 +68,7 @@ pub(crate) struct Run {
 
 /// Most columns of a task.
 pub(crate) fn most_columns(right: &PackedColumns) -> usize {
-    if right.units() > DEPTH { COLUMN_BLOCK } else { 4 * COLUMN_BLOCK }
+    if right.units() * right.parts() > DEPTH { COLUMN_BLOCK } else { 4 * COLUMN_BLOCK }
 }
 
 /// Memory of a thread.
@@ -81,33 +88,40 @@ thread_local! {
 enum Side<'a, R> {
     InPlace(&'a R),
     Staged(&'a Staged),
+    /// In parts, as all rows of the matrix were before.
+    Split(&'a SplitRows),
     Packed,
 }
 
 /// One task of the block product. Each block of [`amx::ROWS`] rows and [`NR`] columns, with `halves` 2 beside its twin, goes
-/// to `finish` while it is in the first-level cache.
+/// to `finish` while it is in the first-level cache. Where columns are in two parts so are rows, which `split` holds unless
+/// they are windows.
 pub(crate) fn product<T: Product, R: Rows<T>>(
     left: &R,
     right: &PackedColumns,
+    split: Option<&SplitRows>,
     rows: Range<usize>,
     columns: Range<usize>,
     halves: usize,
     finish: &impl Fn(Tile),
 ) {
     SCRATCH.with_borrow_mut(|scratch| {
-        // SAFETY: `T::tiled` said that there are tiles.
+        // SAFETY: columns are packed for tiles where there are tiles.
         let tiles = unsafe { Tiles::configure() };
         let Scratch { staged, line, packed, blocks } = scratch;
+        let parts = right.parts();
         // Nothing is read beyond whole steps and, in place, whole groups of rows.
-        let whole = right.depth == right.units() * T::PER_UNIT;
-        let side = match whole {
-            true if left.stride().is_some() && rows.len().is_multiple_of(amx::ROWS) => Side::InPlace(left),
-            true if left.stage(rows.clone(), staged) => Side::Staged(staged),
-            _ => Side::Packed,
+        let whole = right.depth == right.units() * PAIR;
+        let in_place = parts == 1 && left.stride().is_some() && rows.len().is_multiple_of(amx::ROWS);
+        let side = match split {
+            Some(rows) => Side::Split(rows),
+            None if whole && in_place => Side::InPlace(left),
+            None if whole && left.stage(rows.clone(), staged) => Side::Staged(staged),
+            None => Side::Packed,
         };
         let (groups, most_depth) = match &side {
-            Side::Staged(staged) => (staged.ends.len(), STAGED_DEPTH),
-            _ => (rows.len().div_ceil(amx::ROWS), DEPTH),
+            Side::Staged(staged) => (staged.ends.len(), STAGED_DEPTH / parts),
+            _ => (rows.len().div_ceil(amx::ROWS), DEPTH / parts),
         };
         let panels = columns.len().div_ceil(NR);
         let slices = right.units().div_ceil(most_depth);
@@ -115,22 +129,27 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         // Blocks need places of their own where they wait for the next slice.
         let places = if slices > 1 { groups * panels } else { 1 };
         let blocks = blocks.floats(places * halves * BLOCK);
-        let packed = packed.get(groups * amx::ROWS * depth);
+        let packed = packed.get(groups * amx::ROWS * depth * parts);
         // So many groups fetch a whole panel.
         let fetching = NR * 4 / (amx::AHEAD / amx::STEP);
         for unit in (0..right.units()).step_by(depth) {
             let count = depth.min(right.units() - unit);
             if let Side::Packed = side {
-                let from = unit * T::PER_UNIT;
-                let elements = from..right.depth.min(from + count * T::PER_UNIT);
-                for (group, out) in packed.chunks_exact_mut(amx::ROWS * count).enumerate().take(groups) {
+                let from = unit * PAIR;
+                let elements = from..right.depth.min(from + count * PAIR);
+                for (group, out) in packed.chunks_exact_mut(amx::ROWS * count * parts).enumerate().take(groups) {
                     let first = rows.start + group * amx::ROWS;
-                    pack(left, first..rows.end.min(first + amx::ROWS), elements.clone(), line.get(count), out);
+                    let rows = first..rows.end.min(first + amx::ROWS);
+                    match parts {
+                        1 => pack(left, rows, elements.clone(), line.get(count), out),
+                        _ => split_rows(left, rows, elements.clone(), line, out),
+                    }
                 }
             }
             for panel in 0..panels {
                 for group in 0..groups {
-                    let (a, steps) = side_at(&side, &rows, group, unit, &packed[group * amx::ROWS * count..]);
+                    let (a, steps) =
+                        side_at(&side, &rows, group, unit, (&packed[group * amx::ROWS * count * parts..], parts));
                     let at = if slices > 1 { (panel * groups + group) * halves * BLOCK } else { 0 };
                     let block = &mut blocks[at..][..halves * BLOCK];
                     for (half, c) in block.chunks_exact_mut(BLOCK).enumerate() {
@@ -138,16 +157,21 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                         let b = right.panel(first + panel, unit);
                         // The next panel, or the first one's next slice, spread over the groups.
                         let ahead = match panel + 1 < panels {
-                            true => b.wrapping_add(right.units() * NR),
-                            false => right.panel(first, unit).wrapping_add(count * NR),
+                            true => b.wrapping_add(right.units() * NR * parts),
+                            false => right.panel(first, unit).wrapping_add(count * NR * parts),
                         };
                         let ahead = match group < fetching {
-                            true => ahead.wrapping_add(group * count / amx::STEP * (amx::AHEAD / 4)),
+                            true => ahead.wrapping_add(group * count / amx::STEP * (amx::AHEAD / 4) * parts),
                             false => b,
                         };
                         let steps = &steps[..count / amx::STEP];
                         // SAFETY: both sides hold these steps, `c` is a block.
-                        unsafe { tiles.product(steps, a, b, c.as_mut_ptr(), unit > 0, ahead) };
+                        unsafe {
+                            match parts {
+                                1 => tiles.product(steps, a, b, c.as_mut_ptr(), unit > 0, ahead),
+                                _ => tiles.product_split(steps, a, b, c.as_mut_ptr(), unit > 0, ahead),
+                            }
+                        };
                     }
                     if unit + count < right.units() {
                         continue;
@@ -183,22 +207,26 @@ fn side_at<'a, T: Product, R: Rows<T>>(
     rows: &Range<usize>,
     group: usize,
     unit: usize,
-    packed: &[u32],
+    (packed, parts): (&[u32], usize),
 ) -> (Left, &'a [usize]) {
     match side {
         Side::InPlace(left) => {
             let row = left.stride().unwrap_or_default() / T::PER_UNIT;
             let first = left.in_place(rows.start + group * amx::ROWS, unit * T::PER_UNIT, 0);
             let a = first.map_or(std::ptr::null(), |line| line.as_ptr().cast::<u32>());
-            (Left { tiles: [a, a.wrapping_add(TILE * row)], row }, &amx::IN_PLACE)
+            (Left { tiles: [a, a.wrapping_add(TILE * row)], row, low: 0 }, &amx::IN_PLACE)
         }
         Side::Staged(staged) => {
             // Where the last group has one tile only, it is read twice.
             let at = |tile: usize| staged.memory.at(staged.tiles[tile.min(staged.tiles.len() - 1)]);
-            let left = Left { tiles: [at(2 * group), at(2 * group + 1)], row: staged.row };
+            let left = Left { tiles: [at(2 * group), at(2 * group + 1)], row: staged.row, low: staged.low };
             (left, &staged.steps[unit / amx::STEP..])
         }
-        Side::Packed => (Left::packed(packed.as_ptr()), &amx::PACKED),
+        Side::Split(split) => {
+            (Left::packed(split.at(rows.start / amx::ROWS + group, unit / amx::STEP)), &amx::PACKED_SPLIT)
+        }
+        Side::Packed if parts == 1 => (Left::packed(packed.as_ptr()), &amx::PACKED),
+        Side::Packed => (Left::packed(packed.as_ptr()), &amx::PACKED_SPLIT),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Attention with an optional second branch.
 
+use super::Products;
 use super::linear::same_kind;
 use crate::cpu::attention::{Columns, PackedKeys, forward};
 use crate::tensor::by_dtype;
@@ -43,6 +44,14 @@ impl PackedKeyValue {
     /// # Errors
     /// Shapes or element types that do not fit.
     pub fn new(kv: KeyValue, heads: usize) -> Result<PackedKeyValue> {
+        PackedKeyValue::with(kv, heads, Products::Whole)
+    }
+
+    /// As [`PackedKeyValue::new`], for attention whose products of f32 are done so.
+    ///
+    /// # Errors
+    /// As [`PackedKeyValue::new`].
+    pub fn with(kv: KeyValue, heads: usize, products: Products) -> Result<PackedKeyValue> {
         let [b, m, width] = kv.k.dims3()?;
         if m == 0 {
             return Err(Error::shape("attention", "the keys", kv.k.shape(), "[b, m, width] with at least one key"));
@@ -51,19 +60,19 @@ impl PackedKeyValue {
             return Err(Error::shape("attention", "the values", kv.v.shape(), "the keys' shape"));
         }
         same_kind("attention", "the values", kv.v, kv.k.dtype(), *kv.k.device())?;
-        PackedKeyValue::pack(Columns::all(kv.k), Columns::all(kv.v), [b, m, width], heads)
+        PackedKeyValue::pack(Columns::all(kv.k), Columns::all(kv.v), [b, m, width], heads, products)
     }
 
-    fn pack(k: Columns, v: Columns, shape: [usize; 3], heads: usize) -> Result<PackedKeyValue> {
+    fn pack(k: Columns, v: Columns, shape: [usize; 3], heads: usize, products: Products) -> Result<PackedKeyValue> {
         let width = shape[2];
         if heads == 0 || !width.is_multiple_of(heads) || width == 0 {
             return Err(Error::argument("attention", format!("{heads} heads do not divide a width of {width}")));
         }
         let (dtype, device) = (k.tensor.dtype(), *k.tensor.device());
         let packed = match device {
-            Device::Cpu => {
-                Packed::Cpu(by_dtype!("attention", "the keys", dtype, T => PackedKeys::new::<T>(k, v, heads))?)
-            }
+            Device::Cpu => Packed::Cpu(
+                by_dtype!("attention", "the keys", dtype, T => PackedKeys::new::<T>(k, v, heads, products))?,
+            ),
             Device::Cuda(_) => Packed::Cuda(cuda::attention::Keys::new(k, v)),
         };
         Ok(PackedKeyValue { packed, shape, heads, dtype, device })
@@ -115,18 +124,19 @@ pub fn attention_packed(
     run(Columns::all(q), kv, scale, false, second)
 }
 
-/// Self-attention whose queries, keys and values are the thirds of one product: `[b, n, 3 c] -> [b, n, c]`.
+/// Self-attention whose queries, keys and values are the thirds of one product: `[b, n, 3 c] -> [b, n, c]`, where products
+/// of f32 are done as said.
 ///
 /// # Errors
 /// Shapes or element types that do not fit.
-pub fn attention_joined(qkv: &Tensor, heads: usize, scale: f32, causal: bool) -> Result<Tensor> {
+pub fn attention_joined(qkv: &Tensor, heads: usize, scale: f32, causal: bool, products: Products) -> Result<Tensor> {
     let [b, n, all] = qkv.dims3()?;
     if n == 0 || !all.is_multiple_of(3) {
         return Err(Error::shape("attention", "the joined product", qkv.shape(), "[b, n, 3 c]"));
     }
     let width = all / 3;
     let third = |i: usize| Columns { tensor: qkv, first: i * width, width };
-    let kv = PackedKeyValue::pack(third(1), third(2), [b, n, width], heads)?;
+    let kv = PackedKeyValue::pack(third(1), third(2), [b, n, width], heads, products)?;
     run(third(0), &kv, scale, causal, None)
 }
 

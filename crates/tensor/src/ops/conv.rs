@@ -1,7 +1,7 @@
 //! Convolution over NHWC pictures with its epilogues.
 
-use super::Activation;
 use super::linear::{Packed, check_bias, same_kind};
+use super::{Activation, Products};
 use crate::parking::waits;
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Error, Result, Tensor, Turn, cpu, cuda};
@@ -61,6 +61,14 @@ impl Conv2d {
     /// # Errors
     /// Shapes that do not fit, or an element type that the device cannot compute with.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>, options: ConvOptions) -> Result<Conv2d> {
+        Conv2d::with(weight, bias, options, Products::Whole)
+    }
+
+    /// As [`Conv2d::new`], with products of f32 done so.
+    ///
+    /// # Errors
+    /// As [`Conv2d::new`].
+    pub fn with(weight: &Tensor, bias: Option<&Tensor>, options: ConvOptions, products: Products) -> Result<Conv2d> {
         let &[n, c, kh, kw] = weight.shape() else {
             return Err(Error::shape("conv2d", "the weight", weight.shape(), "[out, in, kh, kw]"));
         };
@@ -71,8 +79,7 @@ impl Conv2d {
         check_bias("conv2d", bias, n, device)?;
         let packed = match device {
             Device::Cpu => {
-                let packed =
-                    by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight, options))?;
+                let packed = by_dtype!("conv2d", "the weight", weight.dtype(), T => cpu::conv::pack::<T>(weight, options, products))?;
                 Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
             }
             Device::Cuda(_) => Packed::Cuda(Box::new(cuda::conv::pack(weight, bias)?)),
@@ -83,9 +90,15 @@ impl Conv2d {
 
     /// Numbers that a weight `[outputs, inputs, kernel, kernel]` is held in: more than it has where they are transformed
     /// for an algorithm of fewer products.
-    pub fn held(dtype: DType, device: Device, [outputs, inputs, kernel]: [usize; 3], options: ConvOptions) -> usize {
+    pub fn held(
+        dtype: DType,
+        products: Products,
+        device: Device,
+        [outputs, inputs, kernel]: [usize; 3],
+        options: ConvOptions,
+    ) -> usize {
         match device {
-            Device::Cpu => cpu::conv::held(dtype, [outputs, inputs, kernel], options),
+            Device::Cpu => cpu::conv::held(dtype, products, [outputs, inputs, kernel], options),
             Device::Cuda(_) => outputs * inputs * kernel * kernel,
         }
     }

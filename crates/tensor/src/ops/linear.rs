@@ -1,6 +1,6 @@
 //! Linear layers with their epilogues.
 
-use super::Activation;
+use super::{Activation, Products};
 use crate::cpu::gemm::PackedColumns;
 use crate::parking::waits;
 use crate::tensor::by_dtype;
@@ -17,6 +17,7 @@ pub struct Linear {
     pub(super) outputs: usize,
     pub(super) device: Device,
     pub(super) dtype: DType,
+    products: Products,
 }
 
 /// A layer's weight and bias as the device's product takes them.
@@ -64,6 +65,14 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit, or an element type that the device cannot compute with.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Linear> {
+        Linear::with(weight, bias, Products::Whole)
+    }
+
+    /// As [`Linear::new`], with products of f32 done so.
+    ///
+    /// # Errors
+    /// As [`Linear::new`].
+    pub fn with(weight: &Tensor, bias: Option<&Tensor>, products: Products) -> Result<Linear> {
         let &[n, k] = weight.shape() else {
             return Err(Error::shape("linear", "the weight", weight.shape(), "[out, in]"));
         };
@@ -74,22 +83,37 @@ impl Linear {
         check_bias("linear", bias, n, device)?;
         let packed = match device {
             Device::Cpu => {
-                let packed = by_dtype!("linear", "the weight", weight.dtype(), T => cpu::linear::pack::<T>(weight))?;
+                let packed =
+                    by_dtype!("linear", "the weight", weight.dtype(), T => cpu::linear::pack::<T>(weight, products))?;
                 Packed::Cpu(packed, bias.map(Tensor::to_vec_f32).transpose()?)
             }
             Device::Cuda(_) => Packed::Cuda(Box::new(cuda::linear::Layer::new(weight, bias)?)),
         };
-        Ok(Linear { packed, eights: None, folded: false, inputs: k, outputs: n, device, dtype: weight.dtype() })
+        Ok(Linear {
+            packed,
+            eights: None,
+            folded: false,
+            inputs: k,
+            outputs: n,
+            device,
+            dtype: weight.dtype(),
+            products,
+        })
     }
 
-    /// As [`Linear::new`] of a layer behind a layer norm, whose weight and bias `[in]` it takes over where that saves the
+    /// As [`Linear::with`] of a layer behind a layer norm, whose weight and bias `[in]` it takes over where that saves the
     /// norm a pass of its own; whether it does. What it reads then is normalised without weight and bias; see
     /// [`super::layer_norm_for`].
     ///
     /// # Errors
     /// As [`Linear::new`].
-    pub fn behind_norm(weight: &Tensor, bias: Option<&Tensor>, norm: [&Tensor; 2]) -> Result<(Linear, bool)> {
-        let mut layer = Linear::new(weight, bias)?;
+    pub fn behind_norm(
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        products: Products,
+        norm: [&Tensor; 2],
+    ) -> Result<(Linear, bool)> {
+        let mut layer = Linear::with(weight, bias, products)?;
         let takes = *weight.device() != Device::Cpu && cuda::tiles::folds(weight)?;
         if takes {
             let [gamma, beta] = norm;
@@ -126,6 +150,11 @@ impl Linear {
     /// The element type in which the layer computes.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// How it was told to do products of f32.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     pub(super) fn check(&self, x: &Tensor) -> Result<()> {

@@ -2,6 +2,7 @@
 //! the whole number above it, to base 2: then one multiply-add gives a score's exponent and another what is left of it.
 
 use super::softmax::Running;
+use crate::cpu::amx::STEP;
 use crate::cpu::micro::NR;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -84,6 +85,74 @@ pub(super) unsafe fn weigh(
                 let both = _mm512_ternarylogic_epi32::<0xf8>(_mm512_srli_epi32::<16>(a), b, high);
                 _mm512_storeu_si512(at.add(row / 2 * NR + half * 16).cast(), both);
                 row += 2;
+            }
+            _mm512_storeu_ps(total[half * 16..].as_mut_ptr(), _mm512_add_ps(sums[0], sums[1]));
+        }
+    }
+}
+
+/// Of the exact `softmax::exp2`: a fitted coefficient near ln 2.
+#[allow(clippy::approx_constant)]
+const FIRST: f32 = 6.931_47e-1;
+
+/// A step of scores, keys `rows`, to weights in two parts, in place: pairs of their first parts, then of their second. What
+/// is missing of a step becomes zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn weigh_in_parts(
+    scores: &mut [u32],
+    rows: Range<usize>,
+    factor: f32,
+    highest: &[f32; NR],
+    total: &mut [f32; NR],
+) {
+    if rows.is_empty() {
+        return;
+    }
+    // SAFETY: rows of NR numbers, a whole step of them.
+    unsafe {
+        let at = scores.as_mut_ptr().add(rows.start * NR);
+        let factor_v = _mm512_set1_ps(factor);
+        let round = _mm512_set1_epi32(0x8000);
+        let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+        // a >> 16 | b & high
+        let join = |a, b| _mm512_ternarylogic_epi32::<0xf8>(_mm512_srli_epi32::<16>(a), b, high);
+        for half in 0..2 {
+            let most = _mm512_loadu_ps(highest[half * 16..].as_ptr());
+            let base = _mm512_sub_ps(_mm512_set1_ps(MAGIC), most);
+            // Below that a weight is 2^-125.
+            let lowest = _mm512_div_ps(_mm512_sub_ps(most, _mm512_set1_ps(125.0)), factor_v);
+            let mut sums = [_mm512_loadu_ps(total[half * 16..].as_ptr()), _mm512_setzero_ps()];
+            let weight = |row: usize| {
+                if row >= rows.len() {
+                    return _mm512_setzero_ps();
+                }
+                let score = _mm512_loadu_ps(at.add(row * NR + half * 16).cast());
+                // Of two operands the second is the one that passes where one is no number.
+                let score = _mm512_max_ps(lowest, score);
+                let shifted = _mm512_fmadd_ps(score, factor_v, base);
+                let r = _mm512_fmsub_ps(score, factor_v, _mm512_sub_ps(shifted, base));
+                // As the exact `softmax::exp2`.
+                let next = |p, c| _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+                let p = next(_mm512_set1_ps(1.326_472_7e-3), 9.671_513e-3);
+                let p = next(next(next(next(p, 5.550_733_7e-2), 2.402_224_2e-1), FIRST), 1.0);
+                let power = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power))
+            };
+            let mut seconds = [_mm512_setzero_si512(); STEP];
+            for (i, second) in seconds.iter_mut().enumerate() {
+                let pair = [weight(2 * i), weight(2 * i + 1)];
+                sums = [0, 1].map(|i| _mm512_add_ps(sums[i], pair[i]));
+                let up = pair.map(|x| _mm512_add_epi32(_mm512_castps_si512(x), round));
+                let rest = [0, 1].map(|i| {
+                    let first = _mm512_castsi512_ps(_mm512_and_si512(up[i], high));
+                    _mm512_add_epi32(_mm512_castps_si512(_mm512_sub_ps(pair[i], first)), round)
+                });
+                *second = join(rest[0], rest[1]);
+                // The rows from here on are still to be read, this one is not.
+                _mm512_storeu_si512(at.add(i * NR + half * 16).cast(), join(up[0], up[1]));
+            }
+            for (i, second) in seconds.into_iter().enumerate() {
+                _mm512_storeu_si512(at.add((STEP + i) * NR + half * 16).cast(), second);
             }
             _mm512_storeu_ps(total[half * 16..].as_mut_ptr(), _mm512_add_ps(sums[0], sums[1]));
         }

@@ -1,13 +1,17 @@
 //! Queries, keys and values where they lie, and keys and values packed for the two products.
 
-use super::{GROUP, Scratch, group, padded};
+use super::{GROUP, Layout, Scratch};
 use crate::cpu::amx;
-use crate::cpu::gemm::{Product, Rows, interleave, pack_rows};
+use crate::cpu::gemm::{Product, Rows, interleave, pack_rows, splits};
+use crate::cpu::isa::simd;
 use crate::cpu::micro::NR;
+use crate::cpu::split::{NUMBERS, parts_of, split_rows};
 use crate::meter::watch;
+use crate::ops::Products;
 use crate::storage::Block;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Some columns of a tensor `[b, n, stride]`.
@@ -65,6 +69,7 @@ impl<T: Element> Rows<T> for HeadRows<'_, T> {
 /// step after step ([`amx::PACKED`]); those of values are its elements, and keys their depth.
 pub(crate) struct PackedKeys {
     pub(super) keys: usize,
+    pub(super) layout: Layout,
     block: Block,
     /// Size in u32 of one head's keys, and of one head's values.
     key_size: usize,
@@ -73,11 +78,12 @@ pub(crate) struct PackedKeys {
 
 impl PackedKeys {
     /// Packs `k` and `v`, `[b, m, heads * d]` each.
-    pub(crate) fn new<T: Product>(k: Columns, v: Columns, heads: usize) -> Result<PackedKeys> {
+    pub(crate) fn new<T: Product>(k: Columns, v: Columns, heads: usize, products: Products) -> Result<PackedKeys> {
         let _watch = watch(|| format!("keys {:?}", k.tensor.shape()));
+        let layout = Layout::of::<T>(splits(T::DTYPE, products));
         let (b, m, d) = (k.tensor.dim(0), k.tensor.dim(1), k.width / heads);
-        let key_size = m.next_multiple_of(group::<T>()) * padded::<T>(d);
-        let value_size = d.next_multiple_of(NR) * padded::<T>(m);
+        let key_size = m.next_multiple_of(layout.group()) * layout.size(d);
+        let value_size = d.next_multiple_of(NR) * layout.size(m);
         let count = b * heads * (key_size + value_size);
         let block = Block::new(count * 4)?;
         // SAFETY: the block holds `count` u32 and is not shared yet.
@@ -85,12 +91,18 @@ impl PackedKeys {
         data.par_chunks_mut((key_size + value_size).max(1)).enumerate().for_each(|(i, out)| {
             let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
             let (keys, values) = out.split_at_mut(key_size);
-            super::SCRATCH.with_borrow_mut(|scratch| {
-                pack_keys(keys, &k, m, d, scratch);
-                pack_values(values, &v, m, d, scratch);
+            super::SCRATCH.with_borrow_mut(|scratch| match layout.parts {
+                1 => {
+                    pack_keys(keys, &k, [m, d], layout, scratch);
+                    pack_values(values, &v, [m, d], layout, scratch);
+                }
+                _ => {
+                    split_keys(keys, &k, [m, d], scratch);
+                    split_values(values, &v, [m, d], scratch);
+                }
             });
         });
-        Ok(PackedKeys { keys: m, block, key_size, value_size })
+        Ok(PackedKeys { keys: m, layout, block, key_size, value_size })
     }
 
     /// Packed keys and values of one picture's head.
@@ -103,8 +115,8 @@ impl PackedKeys {
 }
 
 /// Packs `m` keys of `d` elements.
-fn pack_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, m: usize, d: usize, scratch: &mut Scratch) {
-    let (depth, group) = (padded::<T>(d), group::<T>());
+fn pack_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, [m, d]: [usize; 2], layout: Layout, scratch: &mut Scratch) {
+    let (depth, group) = (layout.padded(d), layout.group());
     scratch.staged.resize(scratch.staged.len().max(group * depth), 0);
     for (i, out) in out.chunks_exact_mut(group * depth).enumerate() {
         let first = i * group;
@@ -127,14 +139,20 @@ fn pack_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, m: usize, d: usize, s
 }
 
 /// Packs the values of `m` keys, `d` elements each, whose depth is the keys.
-fn pack_values<T: Product>(out: &mut [u32], v: &HeadRows<T>, m: usize, d: usize, scratch: &mut Scratch) {
+fn pack_values<T: Product>(
+    out: &mut [u32],
+    v: &HeadRows<T>,
+    [m, d]: [usize; 2],
+    layout: Layout,
+    scratch: &mut Scratch,
+) {
     let row = |key: usize| if key < m { v.row(key, 0, d) } else { &[] };
     let pair = |unit: usize| match T::PER_UNIT {
         2 => [row(2 * unit), row(2 * unit + 1)],
         _ => [row(unit), &[]],
     };
     if !T::tiled() {
-        for (panel, out) in out.chunks_exact_mut(padded::<T>(m) * NR).enumerate() {
+        for (panel, out) in out.chunks_exact_mut(layout.padded(m) * NR).enumerate() {
             let columns = panel * NR..d.min((panel + 1) * NR);
             for (unit, out) in out.chunks_exact_mut(NR).enumerate() {
                 pair_up(pair(unit).map(|row| row.get(columns.clone()).unwrap_or_default()), out);
@@ -143,7 +161,7 @@ fn pack_values<T: Product>(out: &mut [u32], v: &HeadRows<T>, m: usize, d: usize,
         return;
     }
     // A step of lines at a time, each one unit of every element.
-    let (depth, rows) = (padded::<T>(m), d.next_multiple_of(amx::ROWS));
+    let (depth, rows) = (layout.padded(m), d.next_multiple_of(amx::ROWS));
     scratch.staged.resize(scratch.staged.len().max(amx::STEP * rows), 0);
     let staged = &mut scratch.staged[..amx::STEP * rows];
     for first in (0..depth).step_by(amx::STEP) {
@@ -153,6 +171,48 @@ fn pack_values<T: Product>(out: &mut [u32], v: &HeadRows<T>, m: usize, d: usize,
             let lines = std::array::from_fn(|line| staged[line * rows + i * amx::ROWS..].as_ptr());
             // SAFETY: each line has `rows` units, ROWS of them from there on.
             unsafe { interleave::<{ amx::STEP }>(lines, amx::ROWS, out) };
+        }
+    }
+}
+
+/// Splits `m` keys of `d` elements.
+fn split_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, [m, d]: [usize; 2], scratch: &mut Scratch) {
+    let size = out.len() / m.div_ceil(amx::ROWS);
+    for (group, out) in out.chunks_exact_mut(size).enumerate() {
+        let rows = group * amx::ROWS..m.min((group + 1) * amx::ROWS);
+        split_rows(k, rows, 0..d, &mut scratch.spare, out);
+    }
+}
+
+/// Splits the values of `m` keys, `d` elements each, as [`pack_values`] packs them for tiles.
+fn split_values<T: Product>(out: &mut [u32], v: &HeadRows<T>, [m, d]: [usize; 2], scratch: &mut Scratch) {
+    let row = |key: usize| if key < m { v.row(key, 0, d) } else { &[] };
+    let (steps, rows) = (m.div_ceil(NUMBERS), d.next_multiple_of(amx::ROWS));
+    scratch.staged.resize(scratch.staged.len().max(2 * amx::STEP * rows), 0);
+    let (firsts, seconds) = scratch.staged[..2 * amx::STEP * rows].split_at_mut(amx::STEP * rows);
+    for step in 0..steps {
+        for (i, parts) in firsts.chunks_exact_mut(rows).zip(seconds.chunks_exact_mut(rows)).enumerate() {
+            let key = step * NUMBERS + 2 * i;
+            split_pair([row(key), row(key + 1)], parts);
+        }
+        for (i, out) in out.chunks_exact_mut(2 * amx::ROWS * amx::STEP * steps).enumerate() {
+            let out = &mut out[2 * amx::ROWS * amx::STEP * step..][..2 * amx::ROWS * amx::STEP];
+            for (part, out) in [&*firsts, seconds].into_iter().zip(out.chunks_exact_mut(amx::ROWS * amx::STEP)) {
+                let lines = std::array::from_fn(|line| part[line * rows + i * amx::ROWS..].as_ptr());
+                // SAFETY: each line has `rows` units, ROWS of them from there on.
+                unsafe { interleave::<{ amx::STEP }>(lines, amx::ROWS, out) };
+            }
+        }
+    }
+}
+
+simd! {
+    /// Units of both parts of two rows' elements, zeros where there are none.
+    fn split_pair<T: Product>(rows: [&[T]; 2], parts: (&mut [u32], &mut [u32])) {
+        for (e, (first, second)) in parts.0.iter_mut().zip(parts.1.iter_mut()).enumerate() {
+            let pair = rows.map(|row| row.get(e).map_or(0.0, |x| x.to_f32()));
+            let [high, low] = parts_of(pair);
+            (*first, *second) = (bf16::unit(high), bf16::unit(low));
         }
     }
 }

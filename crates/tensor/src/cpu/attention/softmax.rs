@@ -5,6 +5,8 @@ use crate::cpu::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::{Isa, isa};
 use crate::cpu::micro::NR;
+use crate::cpu::split::{NUMBERS, parts_of};
+use half::bf16;
 use std::ops::Range;
 
 /// The running softmax of a panel of queries.
@@ -70,16 +72,21 @@ const TOO_LARGE: f32 = 2_097_152.0;
 
 impl Weighing {
     /// Looks at all scores of the block; none where there is no fast way.
-    pub(super) fn begin<T: Product>(scores: &[u32], factor: f32, running: &Running) -> Option<Weighing> {
+    pub(super) fn begin<T: Product>(
+        scores: &[u32],
+        factor: f32,
+        running: &Running,
+        in_parts: bool,
+    ) -> Option<Weighing> {
         #[cfg(target_arch = "x86_64")]
-        if T::PER_UNIT == 2 && isa() >= Isa::Avx512 && factor > 0.0 {
+        if (T::PER_UNIT == 2 || in_parts) && isa() >= Isa::Avx512 && factor > 0.0 {
             // SAFETY: the processor has the instructions.
             let highest = unsafe { super::fast::highest(scores, factor, running) };
             // A negative infinity is that of no keys.
             let small = highest.iter().all(|x| x.abs() < TOO_LARGE || *x == f32::NEG_INFINITY);
             return small.then_some(Weighing { highest, total: [0.0; NR] });
         }
-        let _ = (scores, factor, running);
+        let _ = (scores, factor, running, in_parts);
         None
     }
 
@@ -95,6 +102,19 @@ impl Weighing {
         let _ = (scores, rows, factor, &mut self.total);
     }
 
+    /// As [`Weighing::part`] of a step of keys, from which on `scores` has [`NUMBERS`] rows, to weights in two parts; of
+    /// keys that are missing zeros.
+    pub(super) fn part_in_parts(&mut self, scores: &mut [u32], rows: Range<usize>, factor: f32) {
+        assert!(rows.is_empty() || rows.len() <= NUMBERS && (rows.start + NUMBERS) * NR <= scores.len());
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `begin` saw that the processor has the instructions; the rows are there.
+        unsafe {
+            super::fast::weigh_in_parts(scores, rows, factor, &self.highest, &mut self.total)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (scores, rows, factor, &mut self.total);
+    }
+
     /// Notes the new maxima and totals.
     pub(super) fn end(self, running: &mut Running) {
         running.advance(&self.highest, &self.total);
@@ -103,12 +123,29 @@ impl Weighing {
 
 /// Scores of some keys (rows of [`NR`] queries) to unnormalised weights in units of `T`, in place.
 pub(super) fn weigh<T: Product>(scores: &mut [u32], factor: f32, running: &mut Running) {
-    match Weighing::begin::<T>(scores, factor, running) {
+    match Weighing::begin::<T>(scores, factor, running, false) {
         Some(mut weighing) => {
             weighing.part(scores, 0..scores.len() / NR, factor);
             weighing.end(running);
         }
         None => weigh_anywhere::<T>(scores, factor, running),
+    }
+}
+
+/// As [`weigh`] of `count` keys in f32 to weights in two parts, step by step, on any processor.
+pub(super) fn weigh_in_parts(scores: &mut [u32], count: usize, factor: f32, running: &mut Running) {
+    weigh_anywhere::<f32>(&mut scores[..count * NR], factor, running);
+    let whole = count.next_multiple_of(NUMBERS);
+    scores[count * NR..whole * NR].fill(0);
+    for step in scores[..whole * NR].chunks_exact_mut(NUMBERS * NR) {
+        let mut weights = [0; NUMBERS * NR];
+        weights.copy_from_slice(step);
+        let (firsts, seconds) = step.split_at_mut(NUMBERS / 2 * NR);
+        for (i, (first, second)) in firsts.iter_mut().zip(seconds).enumerate() {
+            let pair = [0, 1].map(|odd| f32::from_bits(weights[(i / NR * 2 + odd) * NR + i % NR]));
+            let [high, low] = parts_of(pair);
+            (*first, *second) = (bf16::unit(high), bf16::unit(low));
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! One pass of attention in AMX tiles. Tiles and arithmetic units work at the same time: the next scores are made between
 //! the parts of the softmax of these.
 
-use super::softmax::{Running, Weighing, hide_later, scale_columns, weigh};
-use super::{PANELS, PackedKeys, Scratch, Sizes, padded};
+use super::softmax::{Running, Weighing, hide_later, scale_columns, weigh, weigh_in_parts};
+use super::{Layout, PANELS, PackedKeys, Scratch, Sizes};
 use crate::cpu::amx::{self, Left, Tiles};
 use crate::cpu::gemm::{Product, units};
 use crate::cpu::micro::NR;
@@ -18,12 +18,21 @@ pub(super) fn pass<T: Product>(
     (first, panels): (usize, usize),
     sizes: &Sizes,
 ) -> [Running; PANELS] {
-    let &Sizes { depth, stride, factor, causal } = sizes;
-    // SAFETY: `T::tiled` said that there are tiles.
+    let &Sizes { d, stride, factor, causal } = sizes;
+    let layout @ Layout { parts, .. } = branch.layout;
+    let (depth, size) = (layout.padded(d), layout.size(d));
+    // SAFETY: keys are packed for tiles where there are tiles.
     let tiles = unsafe { Tiles::configure() };
     let (keys, values) = branch.head(head);
-    let value_depth = padded::<T>(branch.keys);
-    let queries = scratch.queries.get(panels * NR * depth);
+    let value_size = layout.size(branch.keys);
+    let queries = scratch.queries.get(panels * NR * size);
+    // SAFETY: callers pass operands of these steps, and a block.
+    let product = |steps: usize, a: *const u32, b: *const u32, c: *mut f32, accumulate: bool| unsafe {
+        match parts {
+            1 => tiles.product(&amx::PACKED[..steps], Left::packed(a), b, c, accumulate, b),
+            _ => tiles.product_split(&amx::PACKED_SPLIT[..steps], Left::packed(a), b, c, accumulate, b),
+        }
+    };
     let sums = scratch.sums.floats(panels * NR * stride);
     let (mut now, mut next) = scratch.scores.get(2 * KEY_BLOCK * NR).split_at_mut(KEY_BLOCK * NR);
     let mut running: [Running; PANELS] = std::array::from_fn(|_| Running::new());
@@ -31,11 +40,10 @@ pub(super) fn pass<T: Product>(
     let groups = |key: usize| count_of(key).div_ceil(amx::ROWS);
     // Scores of a group of keys from `key` on with the queries of a panel.
     let score = |(key, panel): (usize, usize), group: usize, out: &mut [u32]| {
-        let a = keys[(key + group * amx::ROWS) * depth..][..amx::ROWS * depth].as_ptr();
-        let b = queries[panel * NR * depth..][..NR * depth].as_ptr();
+        let a = keys[(key + group * amx::ROWS) * size..][..amx::ROWS * size].as_ptr();
+        let b = queries[panel * NR * size..][..NR * size].as_ptr();
         let c = out[group * amx::ROWS * NR..][..amx::ROWS * NR].as_mut_ptr().cast::<f32>();
-        // SAFETY: both sides hold `depth` units, whole steps, and `c` is a block.
-        unsafe { tiles.product(&amx::PACKED[..depth / amx::STEP], Left::packed(a), b, c, false, b) };
+        product(depth / amx::STEP, a, b, c, false);
     };
     let mut items = (0..branch.keys.div_ceil(KEY_BLOCK) * panels)
         .map(|item| (item / panels * KEY_BLOCK, item % panels))
@@ -47,36 +55,38 @@ pub(super) fn pass<T: Product>(
     while let Some((key, panel)) = item {
         let (count, query, running) = (count_of(key), first + panel * NR, &mut running[panel]);
         let following = items.next();
-        let scores = &mut now[..count * NR];
+        let scores = count * NR;
         if causal && key + count > query {
-            hide_later(scores, key, query);
+            hide_later(&mut now[..scores], key, query);
         }
-        let mut weighing = Weighing::begin::<T>(scores, factor, running);
+        let mut weighing = Weighing::begin::<T>(&now[..scores], factor, running, parts > 1);
         for group in 0..groups(key).max(following.map_or(0, |next| groups(next.0))) {
             if let Some(item) = following.filter(|next| group < groups(next.0)) {
                 score(item, group, next);
             }
             let part = (group * amx::ROWS).min(count)..((group + 1) * amx::ROWS).min(count);
-            if let Some(weighing) = &mut weighing {
-                weighing.part(scores, part, factor);
+            match &mut weighing {
+                Some(weighing) if parts > 1 => weighing.part_in_parts(now, part, factor),
+                Some(weighing) => weighing.part(&mut now[..scores], part, factor),
+                None => {}
             }
         }
         match weighing {
             Some(weighing) => weighing.end(running),
-            None => weigh::<T>(scores, factor, running),
+            None if parts > 1 => weigh_in_parts(now, count, factor, running),
+            None => weigh::<T>(&mut now[..scores], factor, running),
         }
-        let weights = &mut now[..padded::<T>(count) * NR];
-        weights[units::<T>(count) * NR..].fill(0);
+        let weights = &mut now[..layout.size(count) * NR];
+        if parts == 1 {
+            weights[units::<T>(count) * NR..].fill(0);
+        }
         let sums = &mut sums[panel * NR * stride..][..NR * stride];
         if key > 0 {
             scale_columns(sums, &running.correction);
         }
-        let steps = &amx::PACKED[..padded::<T>(count) / amx::STEP];
-        for (a, c) in values.chunks_exact(amx::ROWS * value_depth).zip(sums.chunks_exact_mut(amx::ROWS * NR)) {
-            let a = a[units::<T>(key) * amx::ROWS..][..steps.len() * amx::STEP * amx::ROWS].as_ptr();
-            let (b, c) = (weights.as_ptr(), c.as_mut_ptr());
-            // SAFETY: both sides hold these steps; the sums have ROWS rows of NR numbers here.
-            unsafe { tiles.product(steps, Left::packed(a), b, c, key > 0, b) };
+        for (a, c) in values.chunks_exact(amx::ROWS * value_size).zip(sums.chunks_exact_mut(amx::ROWS * NR)) {
+            let a = a[layout.size(key) * amx::ROWS..][..layout.size(count) * amx::ROWS].as_ptr();
+            product(layout.padded(count) / amx::STEP, a, weights.as_ptr(), c.as_mut_ptr(), key > 0);
         }
         std::mem::swap(&mut now, &mut next);
         item = following;

@@ -4,9 +4,10 @@
 
 use super::Windows;
 use crate::cpu::amx;
-use crate::cpu::lines::Lines;
+use crate::cpu::split::{NUMBERS, Places, split};
 use crate::cpu::tiles::{ROW_BLOCK, Run, Staged, TILE};
 use crate::tensor::Element;
+use half::bf16;
 use std::ops::Range;
 
 /// Lines and results across of a patch: a task.
@@ -26,11 +27,12 @@ enum Way {
 }
 
 impl<T: Element> Windows<'_, T> {
-    const PER_UNIT: usize = size_of::<u32>() / size_of::<T>();
+    /// Numbers of 32 bits are split: a pixel's first parts lie before its second.
+    const PARTS: usize = size_of::<T>() / size_of::<bf16>();
 
-    /// Units of a pixel.
+    /// Units of a pixel, all parts together.
     fn pixel_units(&self) -> usize {
-        self.stored[2] / Self::PER_UNIT
+        self.stored[2] / 2 * Self::PARTS
     }
 
     /// As [`Rows::task_rows`](crate::cpu::gemm::Rows::task_rows).
@@ -54,10 +56,11 @@ impl<T: Element> Windows<'_, T> {
             Way::Gather => return false,
         };
         let (unit, [kh, kw]) = (self.pixel_units(), self.kernel);
+        staged.low = unit / Self::PARTS;
         staged.steps.clear();
         for tap in 0..kh * kw {
             let at = (tap / kw * across + tap % kw) * unit;
-            staged.steps.extend((0..unit).step_by(amx::STEP).map(|step| 4 * (at + step)));
+            staged.steps.extend((0..staged.low).step_by(amx::STEP).map(|step| 4 * (at + step)));
         }
         staged.row = self.options.stride * unit;
         true
@@ -65,7 +68,7 @@ impl<T: Element> Windows<'_, T> {
 
     fn way(&self) -> Way {
         let [oh, ow] = self.out;
-        if !self.stored[2].is_multiple_of(Self::PER_UNIT * amx::STEP) {
+        if !self.stored[2].is_multiple_of(NUMBERS) {
             return Way::Gather;
         }
         if oh.is_multiple_of(PATCH[0]) && ow.is_multiple_of(PATCH[1]) {
@@ -85,15 +88,23 @@ impl<T: Element> Windows<'_, T> {
         [y, x]: [usize; 2],
         [lines, across]: [usize; 2],
         at: usize,
-        memory: &mut Lines,
+        staged: &mut Staged,
     ) {
-        let c = self.stored[2];
-        let units = across * self.pixel_units();
-        let memory = &mut memory.get(at + lines * units)[at..];
-        for (i, out) in memory.chunks_exact_mut(units).enumerate() {
+        let (c, unit) = (self.stored[2], self.pixel_units());
+        let memory = &mut staged.memory.get(at + lines * across * unit)[at..];
+        for (i, out) in memory.chunks_exact_mut(across * unit).enumerate() {
+            let line = if Self::PARTS == 1 { &mut *out } else { staged.line.get(across * unit) };
             // SAFETY: the line is `across * c` elements of T, aligned for it.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<T>(), across * c) };
-            self.line(picture, y + i, x, out);
+            let pixels = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), across * c) };
+            self.line(picture, y + i, x, pixels);
+            if Self::PARTS == 1 {
+                continue;
+            }
+            for (pixel, out) in pixels.chunks_exact(c).zip(out.chunks_exact_mut(unit)) {
+                let to = Places { first: out.as_mut_ptr(), step: amx::STEP, low: unit / 2 };
+                // SAFETY: T is f32; a pixel has whole steps, and places for both parts.
+                unsafe { split(pixel.as_ptr().cast(), c / NUMBERS, to) };
+            }
         }
     }
 
@@ -107,7 +118,7 @@ impl<T: Element> Windows<'_, T> {
         for patch in rows.start / size..rows.end / size {
             let (picture, y, x) = (patch / (down * side), patch / side % down * PATCH[0], patch % side * PATCH[1]);
             let base = (patch - rows.start / size) * seen[0] * seen[1] * unit;
-            self.copy_lines(picture, [y * stride, x * stride], seen, base, &mut staged.memory);
+            self.copy_lines(picture, [y * stride, x * stride], seen, base, staged);
             for line in 0..PATCH[0] {
                 let at = base + line * stride * seen[1] * unit;
                 staged.tiles.extend([at, at + TILE * stride * unit]);
@@ -129,7 +140,7 @@ impl<T: Element> Windows<'_, T> {
             let lines = (end - line).min(oh - y);
             let positions = lines * across;
             // The last tile may look beyond the last line.
-            self.copy_lines(picture, [y, 0], [lines + kh, across], at, &mut staged.memory);
+            self.copy_lines(picture, [y, 0], [lines + kh, across], at, staged);
             for group in (0..positions).step_by(2 * TILE) {
                 staged.tiles.extend([at + group * unit, at + (group + TILE) * unit]);
                 let mut position = group;
@@ -173,7 +184,7 @@ impl<T: Element> Windows<'_, T> {
             };
             let begin = seen_lines + fresh.len() - kh;
             let (from, at) = ([fresh.start, left * stride], seen_lines * line_units);
-            self.copy_lines(picture, from, [fresh.len(), across], at, &mut staged.memory);
+            self.copy_lines(picture, from, [fresh.len(), across], at, staged);
             seen_lines = begin + kh;
             last = Some((picture, y + kh));
             at_line.push(begin);
