@@ -30,6 +30,9 @@ pub(crate) const DEPTH: usize = 256;
 /// Columns of a task: repacking rows for each range of columns costs 1 in `2 * COLUMN_BLOCK / 32` at most.
 const COLUMN_BLOCK: usize = 1024;
 
+/// Tasks that may each split the same rows: it costs less than to write all of them to memory and read them from there.
+const FEW: usize = 2;
+
 /// An element type with a block product.
 pub(crate) trait Product: Element {
     /// Elements in a 32-bit unit of depth.
@@ -319,20 +322,23 @@ pub(crate) fn product<T: Product>(
     finish: impl Fn(Tile) + Sync,
 ) -> Result<()> {
     crate::meter::count(rows, right.depth, right.columns);
-    // Windows are split by the tasks.
-    let split = match right.parts == 2 && left.task_rows().is_none() {
-        true => Some(SplitRows::new(left, rows, right.depth)?),
-        false => None,
-    };
     if T::tiled() || right.parts == 2 {
         // A task brings more rows into its cache than without tiles, which fewer tasks repeat less.
-        let block = (left.task_rows().unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right));
-        each_task(rows, right.columns, halves, block, 4, |rows, columns| {
+        let blocks = (left.task_rows().unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right));
+        let blocks = divide(rows, right.columns, halves, blocks, 4);
+        // Where few tasks read the same rows each splits them; windows are split where they are staged.
+        let often = right.columns / halves > FEW * blocks.1;
+        let split = match right.parts == 2 && often && left.task_rows().is_none() {
+            true => Some(SplitRows::new(left, rows, right.depth)?),
+            false => None,
+        };
+        each_task(rows, right.columns / halves, blocks, |rows, columns| {
             tiles::product(left, right, split.as_ref(), rows, columns, halves, &finish);
         });
         return Ok(());
     }
-    each_task(rows, right.columns, halves, (ROW_BLOCK, COLUMN_BLOCK), 8, |rows, columns| {
+    let blocks = divide(rows, right.columns, halves, (ROW_BLOCK, COLUMN_BLOCK), 8);
+    each_task(rows, right.columns / halves, blocks, |rows, columns| {
         SCRATCH.with_borrow_mut(|scratch| {
             let (row, rows, column, columns) = (rows.start, rows.len(), columns.start, columns.len());
             task_product::<T>(left, right, (row, rows), (column, columns), halves, scratch);
@@ -345,25 +351,32 @@ pub(crate) fn product<T: Product>(
     Ok(())
 }
 
-/// Divides a product into tasks of `block` rows and columns at most, at least `least` for each thread where that can be: how
-/// columns are divided does not change the result.
-fn each_task(
+/// Rows and columns of a task, at most so many, and so few columns that there are `least` tasks for each thread where that can
+/// be: how columns are divided does not change the result.
+fn divide(
     rows: usize,
     columns: usize,
     halves: usize,
     (row_block, most_columns): (usize, usize),
     least: usize,
+) -> (usize, usize) {
+    let tasks = least * rayon::current_num_threads();
+    let ranges = columns.div_ceil(most_columns).max(tasks.div_ceil(rows.div_ceil(row_block).max(1)));
+    (row_block, (columns / halves).div_ceil(ranges).next_multiple_of(NR))
+}
+
+/// Does all tasks of a product.
+fn each_task(
+    rows: usize,
+    columns: usize,
+    (row_block, column_block): (usize, usize),
     work: impl Fn(Range<usize>, Range<usize>) + Sync,
 ) {
-    let (width, row_blocks) = (columns / halves, rows.div_ceil(row_block));
-    let tasks = least * rayon::current_num_threads();
-    let ranges = columns.div_ceil(most_columns).max(tasks.div_ceil(row_blocks.max(1)));
-    let column_block = width.div_ceil(ranges).next_multiple_of(NR);
-    let column_blocks = width.div_ceil(column_block);
+    let row_blocks = rows.div_ceil(row_block);
     // Columns outermost: their slab stays in the last-level cache while the rows pass.
-    (0..row_blocks * column_blocks).into_par_iter().with_max_len(1).for_each(|task| {
+    (0..row_blocks * columns.div_ceil(column_block)).into_par_iter().with_max_len(1).for_each(|task| {
         let (column, row) = (task / row_blocks * column_block, task % row_blocks * row_block);
-        work(row..rows.min(row + row_block), column..width.min(column + column_block));
+        work(row..rows.min(row + row_block), column..columns.min(column + column_block));
         settle();
     });
 }
