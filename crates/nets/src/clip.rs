@@ -217,7 +217,7 @@ impl Layer {
         let SelfAttention { qkv_proj, out_proj } = &self.self_attn;
         let qkv = qkv_proj.forward(&self.layer_norm1.forward(x)?)?;
         let scale = 1.0 / ((x.last_dim() / heads) as f32).sqrt();
-        let h = ops::attention_joined(&qkv, heads, scale, true, qkv_proj.products())?;
+        let h = ops::attention_joined_with(&qkv, heads, scale, true, qkv_proj.products())?;
         let x = out_proj.forward_with(&h, Activation::None, Some(x))?;
         let h = self.fc1.forward_with(&self.layer_norm2.forward(&x)?, act, None)?;
         Ok(self.fc2.forward_with(&h, Activation::None, Some(&x))?)

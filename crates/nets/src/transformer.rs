@@ -50,7 +50,7 @@ impl SelfAttention {
     fn forward(&self, x: &Rows, residual: &Tensor) -> Result<Tensor> {
         let scale = scale(residual.last_dim(), self.heads);
         let qkv = self.to_qkv.forward_rows(x, None)?;
-        let x = ops::attention_joined(&qkv, self.heads, scale, false, self.to_qkv.products())?;
+        let x = ops::attention_joined_with(&qkv, self.heads, scale, false, self.to_qkv.products())?;
         Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
     }
 }

@@ -2,7 +2,7 @@
 //! `cargo run --release -p tensor --example gpu [cuda:N] [f32|f16|bf16]`.
 
 use std::time::Instant;
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, Products};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear};
 use tensor::{DType, Device, Result, Tensor};
 
 #[derive(Clone, Copy)]
@@ -128,7 +128,7 @@ fn main() -> Result<()> {
         let (flop, numbers) = (8 * n * n * heads * 64, 8 * n * heads * 64);
         bench.time(&format!("self-attention 2x{n}, {heads} heads of 64"), flop, numbers, move |of| {
             let qkv = of.of(&[2, n, 3 * heads * 64])?;
-            Ok(Box::new(move || ops::attention_joined(&qkv, heads, 0.125, false, Products::Whole)))
+            Ok(Box::new(move || ops::attention_joined(&qkv, heads, 0.125, false)))
         })?;
         let (flop, numbers) = (8 * n * 93 * heads * 64, 4 * n * heads * 64);
         bench.time(&format!("cross-attention 2x{n} over 77 + 16"), flop, numbers, move |of| {

@@ -4,7 +4,7 @@
 mod device;
 
 use device::device;
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue, Products};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue};
 use tensor::{DType, Device, Recording, Tensor};
 
 /// Runs a body for every type in which the device computes; a failure in one does not hide the others.
@@ -265,7 +265,7 @@ fn attention_from_one_product_and_from_packed_keys() {
             let qkv = noise.tensor(dtype, &[b, n, 3 * width]);
             let parts = ops::split_last(&qkv, 3).unwrap();
             let want = attention(&parts[0], &parts[1], &parts[2], heads, 0.7, causal);
-            close(&ops::attention_joined(&qkv, heads, 0.7, causal, Products::Whole).unwrap(), &want);
+            close(&ops::attention_joined(&qkv, heads, 0.7, causal).unwrap(), &want);
             let (k, v) = (noise.tensor(dtype, &[b, m, width]), noise.tensor(dtype, &[b, m, width]));
             let packed = PackedKeyValue::new(KeyValue { k: &k, v: &v }, heads).unwrap();
             let first = ops::attention_packed(&parts[0], &packed, 0.7, None).unwrap();
@@ -278,7 +278,7 @@ fn attention_from_one_product_and_from_packed_keys() {
     let packed = PackedKeyValue::new(KeyValue { k: &x, v: &x }, 3).unwrap();
     let wide = Noise(1).tensor(DType::F32, &[1, 4, 24]);
     assert!(ops::attention_packed(&wide, &packed, 1.0, None).unwrap_err().to_string().contains("[1, 4, 24]"));
-    assert!(ops::attention_joined(&x, 5, 1.0, false, Products::Whole).is_err());
+    assert!(ops::attention_joined(&x, 5, 1.0, false).is_err());
 }
 
 #[test]
@@ -452,7 +452,7 @@ fn recorded_work_is_replayed() {
         let h = ops::group_norm(x, 8, &w, &b, 1e-5, Activation::Silu)?;
         let h = conv.forward_with(&h, &Fused { residual: Some(x), ..Fused::default() })?;
         let h = layer.forward(&h.reshape(&[2, 36, 32])?)?;
-        let h = ops::attention_joined(&h, 2, 0.25, false, Products::Whole)?;
+        let h = ops::attention_joined(&h, 2, 0.25, false)?;
         ops::add(&h, &x.reshape(&[2, 36, 32])?)
     };
     let (first, second) = (work(&x).unwrap(), work(&other).unwrap());

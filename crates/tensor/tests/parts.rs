@@ -132,7 +132,7 @@ fn attention() {
             let alone = ops::attention_packed(&q, &first, scale, None).unwrap();
             let both = ops::attention_packed(&q, &first, scale, Some((&second, 0.75))).unwrap();
             let qkv = noise(6, &[b, n, 3 * width]);
-            [alone, both, ops::attention_joined(&qkv, heads, scale, causal, products).unwrap()]
+            [alone, both, ops::attention_joined_with(&qkv, heads, scale, causal, products).unwrap()]
         });
         for (got, want) in parts.iter().zip(&whole) {
             close(got, want, &what);

@@ -40,7 +40,7 @@ impl MidAttention {
         let flat = x.reshape(&[b, h * w, c])?;
         let y = self.group_norm.forward(&flat, Activation::None)?;
         let (qkv, scale) = (self.to_qkv.forward(&y)?, 1.0 / (c as f32).sqrt());
-        let y = ops::attention_joined(&qkv, 1, scale, false, self.to_qkv.products())?;
+        let y = ops::attention_joined_with(&qkv, 1, scale, false, self.to_qkv.products())?;
         Ok(self.to_out.forward_with(&y, Activation::None, Some(&flat))?.reshape(&[b, h, w, c])?)
     }
 }

@@ -124,12 +124,25 @@ pub fn attention_packed(
     run(Columns::all(q), kv, scale, false, second)
 }
 
-/// Self-attention whose queries, keys and values are the thirds of one product: `[b, n, 3 c] -> [b, n, c]`, where products
-/// of f32 are done as said.
+/// Self-attention whose queries, keys and values are the thirds of one product: `[b, n, 3 c] -> [b, n, c]`.
 ///
 /// # Errors
 /// Shapes or element types that do not fit.
-pub fn attention_joined(qkv: &Tensor, heads: usize, scale: f32, causal: bool, products: Products) -> Result<Tensor> {
+pub fn attention_joined(qkv: &Tensor, heads: usize, scale: f32, causal: bool) -> Result<Tensor> {
+    attention_joined_with(qkv, heads, scale, causal, Products::Whole)
+}
+
+/// As [`attention_joined`], with products of f32 done so.
+///
+/// # Errors
+/// As [`attention_joined`].
+pub fn attention_joined_with(
+    qkv: &Tensor,
+    heads: usize,
+    scale: f32,
+    causal: bool,
+    products: Products,
+) -> Result<Tensor> {
     let [b, n, all] = qkv.dims3()?;
     if n == 0 || !all.is_multiple_of(3) {
         return Err(Error::shape("attention", "the joined product", qkv.shape(), "[b, n, 3 c]"));
