@@ -104,10 +104,9 @@ pub(crate) fn needs(plan: &Plan, stack: &Stack, keep: bool) -> Result<Needs> {
     let halves = if plan.guided { 2 } else { 1 };
     let (identity, keeps) = (plan.identity.is_some(), keep && stack.has_identity());
     let net = stack.identitynet_config().filter(|_| identity || keeps);
-    let dtype = plan.compute.dtype;
     let text = stack.text_sizes()?;
     let f32s = |numbers: usize| numbers as u64 * bytes(DType::F32);
-    let denoising = Denoising { unet, net: net.as_ref(), branch: identity || keeps, dtype };
+    let denoising = Denoising { unet, net: net.as_ref(), branch: identity || keeps, compute: plan.compute };
     let kept = text.iter().map(|text| text.all).sum::<usize>() + stack.resampler_parameters();
     Ok(Needs {
         vae: stack.vae_parameters() as u64 * bytes(plan.compute.vae_dtype()),
@@ -127,7 +126,7 @@ pub(crate) struct Denoising<'a> {
     pub(crate) net: Option<&'a ControlNetConfig>,
     /// Whether the UNet has the identity branch.
     pub(crate) branch: bool,
-    pub(crate) dtype: DType,
+    pub(crate) compute: Compute,
 }
 
 impl Denoising<'_> {
@@ -135,11 +134,13 @@ impl Denoising<'_> {
     pub(crate) fn needs(&self, parameters: usize, pixels: u64) -> Needs {
         let keys = self.unet.key_parameters() + self.net.map_or(0, ControlNetConfig::key_parameters);
         let branch = if self.branch { self.unet.adapter_parameters() } else { 0 };
-        let always = parameters.saturating_sub(keys) as u64 * bytes(self.dtype);
+        let dtype = self.compute.dtype;
+        let always = parameters.saturating_sub(keys) as u64 * bytes(dtype);
         Needs {
             always,
-            once: (keys + branch) as u64 * bytes(self.dtype),
-            step: STEP * step(&self.unet.encoder, self.net.is_some(), pixels, self.dtype)
+            transformed: transformed(self.unet, self.net, self.compute) as u64 * bytes(dtype),
+            once: (keys + branch) as u64 * bytes(dtype),
+            step: STEP * step(&self.unet.encoder, self.net.is_some(), pixels, dtype)
                 + (always / 20).min(SCRATCH)
                 + SMALL,
             ..Needs::default()

@@ -1,5 +1,6 @@
 //! What of the networks stays in a GPU's memory and what waits on the host, so that large networks make large pictures on
-//! small cards. Planning is arithmetic on sizes; where weights wait changes no picture.
+//! small cards. Planning is arithmetic on sizes; where weights wait changes no picture, but for the rounding of convolutions
+//! that have no room for weights in tiles.
 
 use crate::memory::human;
 use crate::{DeviceChoice, Error, Result};
@@ -20,6 +21,8 @@ const PARTS: u64 = 64;
 pub(crate) struct Needs {
     /// Weights of UNet and IdentityNet that every step needs.
     pub(crate) always: u64,
+    /// What convolutions of these take more where an algorithm of fewer operations holds them larger.
+    pub(crate) transformed: u64,
     /// Their weights that are needed once for a picture: keys and values of text and identity.
     pub(crate) once: u64,
     /// What a step works in.
@@ -89,15 +92,19 @@ impl Needs {
     /// None fits; how many bytes would do.
     pub(crate) fn arrange(&self, there: u64) -> std::result::Result<Arrangement, u64> {
         let parked = |nets, others, waiting, passing| Arrangement { nets, others, waiting, passing };
-        let all = Parking { share: 1.0, once: true };
         let none = Parking::default();
+        if self.peak(self.kept, self.once, self.always + self.transformed, 0) <= there {
+            return Ok(parked(none, none, 0, 0));
+        }
+        let none = Parking { plain: true, ..none };
         if self.peak(self.kept, self.once, self.always, 0) <= there {
             return Ok(parked(none, none, 0, 0));
         }
+        let all = Parking { share: 1.0, once: true, plain: true };
         // Networks that work once for a picture wait first: they are not missed between the steps.
         let others = if self.kept > 0 { all } else { none };
         let resting = self.kept - self.tables;
-        let once = Parking { share: 0.0, once: true };
+        let once = Parking { once: true, ..none };
         let passing = |parts: u64| self.always * parts / PARTS;
         let waiting = |parts: u64| resting + self.once + passing(parts);
         let peak = |parts| {
@@ -107,7 +114,7 @@ impl Needs {
             None => Err(peak(PARTS)),
             Some(0) => Ok(parked(once, others, waiting(0), 0)),
             Some(parts) => {
-                let nets = Parking { share: parts as f64 / PARTS as f64, once: true };
+                let nets = Parking { share: parts as f64 / PARTS as f64, ..all };
                 Ok(parked(nets, others, waiting(parts), passing(parts)))
             }
         }
@@ -153,6 +160,7 @@ mod tests {
     fn sdxl() -> Needs {
         Needs {
             always: 6_500_000_000,
+            transformed: 1_000_000_000,
             once: 1_700_000_000,
             step: 900_000_000,
             vae: 170_000_000,
@@ -167,7 +175,10 @@ mod tests {
         let at = |there| sdxl().arrange(there);
         assert_eq!(at(80 * GB), Ok(Arrangement::default()));
         let most = at(9 * GB).unwrap();
-        assert_eq!((most.nets, most.passing), (Parking { share: 0.0, once: true }, 0));
+        assert_eq!((most.nets, most.passing), (Parking { share: 0.0, once: true, plain: true }, 0));
+        // Before anything waits, convolutions keep their weights as they are.
+        let plain = Arrangement { nets: Parking { plain: true, ..Parking::default() }, ..Arrangement::default() };
+        assert_eq!(at(10 * GB).map(|plain| (plain.nets, plain.waiting)), Ok((plain.nets, 0)));
         // More and more waits as less and less is there, and what stays fits.
         let mut before = 0;
         for there in (19..90).rev().map(|tenth| tenth * GB / 10) {

@@ -1,4 +1,5 @@
-//! A cap on a GPU's memory changes what waits where, and no picture; on the CPU it has no effect and says so.
+//! A cap on a GPU's memory changes what waits where, and no picture of networks whose convolutions are never done in tiles, as
+//! these are; on the CPU it has no effect and says so.
 
 mod stack;
 

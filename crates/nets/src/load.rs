@@ -1,7 +1,7 @@
 //! From named tensors to layers: shapes are checked before a tensor is read, layers are packed once.
 
 use crate::{Error, Result};
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Products, Rows};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Normed, Products, Rows};
 use tensor::{DType, Device, Tensor, Turn};
 use weights::{Dtype, Scope};
 
@@ -164,9 +164,18 @@ impl Loader {
         Ok(layer)
     }
 
+    /// The 3x3 convolution here that reads a picture enlarged to twice its size.
+    pub(crate) fn conv3_doubled(&self, inputs: usize, outputs: usize) -> Result<Conv2d> {
+        let mut layer = self.conv(inputs, outputs, 3, ConvOptions::same3())?;
+        layer.transform(true)?;
+        Ok(layer)
+    }
+
     /// The 3x3 convolution here that keeps the size.
     pub(crate) fn conv3(&self, inputs: usize, outputs: usize) -> Result<Conv2d> {
-        self.conv(inputs, outputs, 3, ConvOptions::same3())
+        let mut layer = self.conv(inputs, outputs, 3, ConvOptions::same3())?;
+        layer.transform(false)?;
+        Ok(layer)
     }
 
     pub(crate) fn group_norm(&self, channels: usize, groups: usize, eps: f32) -> Result<GroupNorm> {
@@ -208,9 +217,10 @@ impl GroupNorm {
         Ok(ops::group_norm(x, self.groups, &self.weight, &self.bias, self.eps, act)?)
     }
 
-    /// Of `x` and the channels from `first` on of `add` `[b, n]`, which are for all positions.
-    pub(crate) fn forward_added(&self, x: &Tensor, add: &Tensor, first: usize, act: Activation) -> Result<Tensor> {
-        Ok(ops::group_norm_added(x, add, first, self.groups, &self.weight, &self.bias, self.eps, act)?)
+    /// Of `x`, to be done by what reads it.
+    pub(crate) fn of<'a>(&'a self, x: &'a Tensor, activation: Activation) -> Normed<'a> {
+        let GroupNorm { weight, bias, groups, eps } = self;
+        Normed { x, add: None, groups: *groups, weight, bias, eps: *eps, activation }
     }
 
     /// Of channels that lie in two tensors, one after the other.

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::load::{GroupNorm, Loader};
 use std::ops::Range;
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, Linear};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, Linear, Normed};
 use tensor::{Device, Tensor};
 
 /// Two normalised convolutions with the time step added between, and a way around (diffusers' `ResnetBlock2D`).
@@ -73,8 +73,8 @@ impl ResnetBlock {
 
     /// `x [b, h, w, in]`, `times [b, n]` of all blocks in f32 -> `[b, h, w, out]`.
     pub(crate) fn forward(&self, x: &Tensor, times: Option<&Tensor>) -> Result<Tensor> {
-        let h = self.norm1.forward(x, self.act)?;
-        self.rest(h, times, || match &self.conv_shortcut {
+        let first = |fused: &Fused| Ok(self.conv1.forward_normed(&self.norm1.of(x, self.act), fused)?);
+        self.rest(first, times, || match &self.conv_shortcut {
             Some(conv) => Ok(conv.forward(x)?),
             None => Ok(x.clone()),
         })
@@ -92,26 +92,34 @@ impl ResnetBlock {
             drop((x, skip));
             Ok(around)
         };
-        self.rest(h, times, around)
+        // Moved, so that it is freed at once.
+        self.rest(move |fused| Ok(self.conv1.forward_with(&h, fused)?), times, around)
     }
 
-    /// From the first norm's result; `around` gives what is added at the end.
-    fn rest(&self, mut h: Tensor, times: Option<&Tensor>, around: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
-        // Assigned, not shadowed: each old value is freed at once, and they are the largest in memory.
-        match self.time.as_ref().zip(times) {
-            // A GPU's convolution would add it in a launch of its own, its norm adds it in passing.
-            Some((mine, times)) if *h.device() != Device::Cpu => {
-                h = self.conv1.forward(&h)?;
-                h = self.norm2.forward_added(&h, times, mine.start, self.act)?;
+    /// From the first convolution, with what is fused behind it; `around` gives what is added at the end.
+    fn rest(
+        &self,
+        first: impl FnOnce(&Fused) -> Result<Tensor>,
+        times: Option<&Tensor>,
+        around: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mine = self.time.as_ref().zip(times);
+        // A GPU's convolution would add the time step in a launch of its own, its norm adds it in passing.
+        let (fused, add) = match mine {
+            Some((mine, times)) if *times.device() != Device::Cpu => (None, Some((times, mine.start))),
+            Some((mine, times)) => {
+                (Some(ops::slice_last(times, mine.start, mine.len())?.cast(self.conv1.dtype())?), None)
             }
-            given => {
-                let time = given
-                    .map(|(mine, times)| ops::slice_last(times, mine.start, mine.len())?.cast(h.dtype()))
-                    .transpose()?;
-                h = self.conv1.forward_with(&h, &Fused { channel_add: time.as_ref(), ..Fused::default() })?;
-                h = self.norm2.forward(&h, self.act)?;
-            }
+            None => (None, None),
+        };
+        let mut h = first(&Fused { channel_add: fused.as_ref(), ..Fused::default() })?;
+        if self.conv2.does_norms() {
+            let around = around()?;
+            let norm = Normed { add, ..self.norm2.of(&h, self.act) };
+            return Ok(self.conv2.forward_normed(&norm, &Fused { residual: Some(&around), ..Fused::default() })?);
         }
+        // Assigned, not shadowed: each old value is freed at once, and they are the largest in memory.
+        h = Normed { add, ..self.norm2.of(&h, self.act) }.done()?;
         let around = around()?;
         Ok(self.conv2.forward_with(&h, &Fused { residual: Some(&around), ..Fused::default() })?)
     }
@@ -125,5 +133,5 @@ pub(crate) fn load_downsample(at: &Loader, width: usize, padding: usize) -> Resu
 
 /// Follows a nearest-neighbour enlargement.
 pub(crate) fn load_upsample(at: &Loader, width: usize) -> Result<Conv2d> {
-    at.push("upsamplers.0.conv").conv3(width, width)
+    at.push("upsamplers.0.conv").conv3_doubled(width, width)
 }

@@ -21,13 +21,15 @@ pub struct Parking {
     pub share: f64,
     /// Whether all that is needed once waits.
     pub once: bool,
+    /// Whether weights keep their size where an algorithm of fewer operations would hold them larger.
+    pub plain: bool,
 }
 
 /// Smaller weights stay: a copy takes longer to ask for than to make.
 const LEAST: usize = 16 << 10;
 
 thread_local! {
-    static PARKING: Cell<Parking> = const { Cell::new(Parking { share: 0.0, once: false }) };
+    static PARKING: Cell<Parking> = const { Cell::new(Parking { share: 0.0, once: false, plain: false }) };
     /// Bytes that should have been parked by now and were not.
     static OWED: Cell<f64> = const { Cell::new(0.0) };
 }
@@ -48,9 +50,14 @@ impl Device {
     }
 }
 
+/// Whether weights keep their size.
+pub(crate) fn keeps_plain() -> bool {
+    PARKING.get().plain
+}
+
 /// Whether the next weight, of so many bytes, waits.
 pub(crate) fn waits(turn: Turn, bytes: usize) -> bool {
-    let Parking { share, once } = PARKING.get();
+    let Parking { share, once, .. } = PARKING.get();
     if bytes < LEAST {
         return false;
     }
@@ -72,7 +79,7 @@ mod tests {
         let sizes: Vec<usize> = (0..400).map(|i| LEAST << (i * 7 % 5)).collect();
         let all: usize = sizes.iter().sum();
         for share in [0.0, 0.1, 0.37, 0.5, 0.93, 1.0] {
-            let parked = Device::Cpu.parking(Parking { share, once: false }, || {
+            let parked = Device::Cpu.parking(Parking { share, ..Parking::default() }, || {
                 sizes.iter().map(|bytes| if waits(Turn::Always, *bytes) { *bytes } else { 0 }).collect::<Vec<_>>()
             });
             let largest = (LEAST << 4) as f64;
@@ -86,7 +93,7 @@ mod tests {
         }
         // Outside of such work nothing waits, and small weights never do.
         assert!(!waits(Turn::Always, 1 << 30) && !waits(Turn::Once, 1 << 30));
-        Device::Cpu.parking(Parking { share: 1.0, once: true }, || {
+        Device::Cpu.parking(Parking { share: 1.0, once: true, plain: true }, || {
             assert!(waits(Turn::Always, LEAST) && waits(Turn::Once, LEAST) && !waits(Turn::Once, LEAST - 1));
         });
     }

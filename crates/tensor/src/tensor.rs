@@ -103,6 +103,15 @@ macro_rules! by_dtype {
 }
 pub(crate) use by_dtype;
 
+/// What the kernel that wrote a tensor on a GPU left of it for the norm that reads it, f32.
+#[derive(Clone)]
+pub(crate) enum Sums {
+    /// Sums of each row's parts and of their squares.
+    Rows(Tensor),
+    /// `[b, chunks, c, 2]`: sums of the channels of each chunk of a picture, and of their squares.
+    Channels(Tensor),
+}
+
 /// Contiguous numbers with a shape. Clones share the memory, which nobody writes any more.
 #[derive(Clone)]
 pub struct Tensor {
@@ -279,14 +288,29 @@ impl Tensor {
 
     /// The sums of its rows that a GPU's product left with its result; none for a part that begins later and on the CPU.
     pub(crate) fn row_sums(&self) -> Option<Tensor> {
+        match self.sums()? {
+            Sums::Rows(sums) => Some(sums),
+            Sums::Channels(_) => None,
+        }
+    }
+
+    /// The sums of its channels that a GPU's convolution left with its result `[b, .., c]`; none for a part of it.
+    pub(crate) fn channel_sums(&self) -> Option<Tensor> {
+        match self.sums()? {
+            Sums::Channels(sums) if sums.dim(0) == self.dim(0) && sums.dim(2) == self.last_dim() => Some(sums),
+            _ => None,
+        }
+    }
+
+    fn sums(&self) -> Option<Sums> {
         match &*self.storage {
             Storage::Cuda(buffer) if self.offset == 0 => buffer.sums(),
             _ => None,
         }
     }
 
-    /// Leaves the sums of its rows with a new tensor, or forgets them where its numbers change.
-    pub(crate) fn keep_row_sums(&self, sums: Option<Tensor>) {
+    /// Leaves sums of its numbers with a new tensor, or forgets them where its numbers change.
+    pub(crate) fn keep_sums(&self, sums: Option<Sums>) {
         if let Storage::Cuda(buffer) = &*self.storage {
             buffer.keep_sums(sums);
         }
@@ -320,7 +344,7 @@ impl Tensor {
         }
         match self.on_gpu() {
             Some(_) => {
-                self.keep_row_sums(None);
+                self.keep_sums(None);
                 cuda::transfer::overwrite(self, from)
             }
             None => Err(Error::argument("overwrite", "the numbers of a tensor on the CPU never change")),

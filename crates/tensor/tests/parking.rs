@@ -48,7 +48,7 @@ fn where_weights_wait_changes_no_bit() {
     let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let stays = Net::new(Parking::default());
     for share in [0.0, 0.4, 1.0] {
-        let waits = Net::new(Parking { share, once: true });
+        let waits = Net::new(Parking { share, once: true, plain: true });
         // More than once: what waits passes through memory that the time before has read.
         for seed in 0..4 {
             let x = numbers(seed, &[2, 5, 7, WIDTH], 1.0);
@@ -79,7 +79,7 @@ fn what_waits_makes_room() {
     }
     let used = || tensor::memory_use_of(&device()).unwrap().used;
     let before = used();
-    let _waits = Net::new(Parking { share: 1.0, once: true });
+    let _waits = Net::new(Parking { share: 1.0, once: true, plain: true });
     let weights = LAYERS * 10 * WIDTH * WIDTH * 4;
     assert!(used() < before + weights / 10, "{} of {weights}", used() - before);
 }

@@ -3,7 +3,7 @@
 mod device;
 
 use device::device;
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, Products, Rows};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, Normed, Products, Rows};
 use tensor::{DType, Device, Tensor};
 
 /// Deterministic numbers in [-1, 1) times `size`, rounded to 16 bits of both kinds.
@@ -20,14 +20,17 @@ fn noise(seed: u64, size: f32, shape: &[usize]) -> Tensor {
 
 /// Relative distance of all numbers from what they should be, within what rounding the result costs.
 fn close(got: &Tensor, want: &Tensor, dtype: DType, what: &str) {
+    within(if dtype == DType::BF16 { 4e-3 } else { 5e-4 }, got, want, dtype, what);
+}
+
+fn within(most: f64, got: &Tensor, want: &Tensor, dtype: DType, what: &str) {
     let (got, want) = (got.to_vec_f32().unwrap(), want.to_vec_f32().unwrap());
     assert_eq!(got.len(), want.len(), "{what}");
     let square = |x: f32| f64::from(x) * f64::from(x);
     let error: f64 = got.iter().zip(&want).map(|(a, b)| square(a - b)).sum();
     let error = (error / want.iter().map(|b| square(*b)).sum::<f64>()).sqrt();
     println!("{what} in {dtype}: {error:.1e} from f32");
-    let rounding = if dtype == DType::BF16 { 4e-3 } else { 5e-4 };
-    assert!(error < rounding, "{what} in {dtype}: {error}");
+    assert!(error < most, "{what} in {dtype}: {error}");
 }
 
 fn each(check: impl Fn(DType, &dyn Fn(&Tensor) -> Tensor)) {
@@ -161,4 +164,83 @@ fn layers_behind_a_norm() {
 
 fn constant(value: f32, count: usize) -> Tensor {
     Tensor::from_f32(&Device::Cpu, DType::F32, &[count], &vec![value; count]).unwrap()
+}
+
+/// A norm with SiLU of groups of so many channels.
+fn normed<'a>(x: &'a Tensor, (weight, bias): &'a (Tensor, Tensor), size: usize) -> Normed<'a> {
+    Normed { x, add: None, groups: x.last_dim() / size, weight, bias, eps: 1e-5, activation: Activation::Silu }
+}
+
+/// Convolutions of so many channels that they are computed by tiles, with the norm before them and without, one behind the
+/// other; sizes that are no whole tiles. Tiles round their elements and products, too.
+#[test]
+fn wide_convolutions() {
+    let sizes = [([2, 13, 39, 320], 640, 10), ([1, 34, 16, 640], 320, 20), ([2, 7, 10, 1280], 1280, 40)];
+    for ([b, h, w, c], n, size) in sizes {
+        let (x, residual) = (noise(23, 1.0, &[b, h, w, c]), noise(24, 1.0, &[b, h, w, n]));
+        let weights = [noise(25, 0.03125, &[n, c, 3, 3]), noise(26, 0.03125, &[n, n, 3, 3])];
+        let (bias, add) = (noise(27, 1.0, &[n]), noise(28, 2.0, &[b, n + 3]));
+        let norms = [c, n].map(|c| (noise(29, 1.0, &[c]), noise(30, 0.5, &[c])));
+        let exact = weights.each_ref().map(|weight| Conv2d::new(weight, Some(&bias), ConvOptions::same3()).unwrap());
+        each(|dtype, here| {
+            let there = |x: &Tensor| x.to_device(&device()).unwrap();
+            let back = |x: &Tensor| x.to_device(&Device::Cpu).unwrap().cast(DType::F32).unwrap();
+            let close = |got: &Tensor, want: &Tensor, what: &str| {
+                let most = if dtype == DType::BF16 { 5e-3 } else { 2e-3 };
+                within(most, got, want, dtype, &format!("{what} {b}x{h}x{w}x{c} -> {n}"));
+            };
+            let convs = weights.each_ref().map(|weight| {
+                let mut conv = Conv2d::new(&here(weight), Some(&there(&bias)), ConvOptions::same3()).unwrap();
+                conv.transform(false).unwrap();
+                conv
+            });
+            let ours = norms.each_ref().map(|(weight, bias)| (there(weight), there(bias)));
+            let (add_here, residual_here) = (there(&add), here(&residual));
+            let given = here(&x);
+            close(&convs[0].forward(&given).unwrap(), &exact[0].forward(&x).unwrap(), "convolution");
+            let first = convs[0].forward_normed(&normed(&given, &ours[0], size), &Fused::default()).unwrap();
+            let want = exact[0].forward(&normed(&x, &norms[0], size).done().unwrap()).unwrap();
+            close(&first, &want, "norm, convolution");
+            // Of what the first one left, with and without its sums.
+            let read = back(&first);
+            let want = Normed { add: Some((&add, 3)), ..normed(&read, &norms[1], size) }.done().unwrap();
+            let want = exact[1].forward_with(&want, &Fused { residual: Some(&residual), ..Fused::default() }).unwrap();
+            for second in [&first, &here(&read)] {
+                let norm = Normed { add: Some((&add_here, 3)), ..normed(second, &ours[1], size) };
+                let fused = Fused { residual: Some(&residual_here), ..Fused::default() };
+                close(&convs[1].forward_normed(&norm, &fused).unwrap(), &want, "norm of a sum, convolution, residual");
+            }
+            for (x, what) in [(&first, "sums known"), (&here(&read), "sums unknown")] {
+                let norm = Normed { activation: Activation::None, ..normed(x, &ours[1], size) };
+                let want = Normed { activation: Activation::None, ..normed(&read, &norms[1], size) }.done().unwrap();
+                close(&norm.done().unwrap(), &want, &format!("group norm, {what}"));
+            }
+            let enlarged = convs[0].forward_upsampled_to(&given, 2 * h - 1, w + 3).unwrap();
+            close(&enlarged, &exact[0].forward_upsampled_to(&x, 2 * h - 1, w + 3).unwrap(), "enlarged, convolution");
+            let silu = Fused { activation: Activation::Silu, ..Fused::default() };
+            let got = convs[0].forward_with(&given, &silu).unwrap();
+            close(&got, &exact[0].forward_with(&x, &silu).unwrap(), "convolution, SiLU");
+        });
+    }
+}
+
+/// Convolutions of enlarged pictures: doubled and nearly so.
+#[test]
+fn wide_convolutions_of_doubled_pictures() {
+    for ([b, h, w, c], n) in [([2, 9, 35, 320], 320), ([1, 17, 6, 640], 320)] {
+        let (x, weight, bias) =
+            (noise(31, 1.0, &[b, h, w, c]), noise(32, 0.03125, &[n, c, 3, 3]), noise(33, 1.0, &[n]));
+        let exact = Conv2d::new(&weight, Some(&bias), ConvOptions::same3()).unwrap();
+        each(|dtype, here| {
+            let bias = bias.to_device(&device()).unwrap();
+            let mut conv = Conv2d::new(&here(&weight), Some(&bias), ConvOptions::same3()).unwrap();
+            conv.transform(true).unwrap();
+            for (h, w) in [(2 * h, 2 * w), (2 * h - 1, 2 * w), (2 * h, 2 * w - 1), (h, w)] {
+                let got = conv.forward_upsampled_to(&here(&x), h, w).unwrap();
+                let want = exact.forward_upsampled_to(&x, h, w).unwrap();
+                let most = if dtype == DType::BF16 { 5e-3 } else { 1e-3 };
+                within(most, &got, &want, dtype, &format!("convolution {b}x{h}x{w}x{c} -> {n}, enlarged"));
+            }
+        });
+    }
 }

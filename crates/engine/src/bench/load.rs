@@ -28,7 +28,7 @@ pub fn load(models: &ModelPaths, request: &BenchRequest) -> Result<Measured> {
     let need = weights as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, stack.has_identitynet(), 2 * pixels, compute.dtype);
     let what = format!("{} at {}x{}", models.base.display(), size.0, size.1);
-    let denoising = Denoising { unet: &shapes.unet, net, branch: stack.has_identity(), dtype: compute.dtype };
+    let denoising = Denoising { unet: &shapes.unet, net, branch: stack.has_identity(), compute };
     let needs = denoising.needs(stack.parameters(true), 2 * pixels);
     let parking = request.arrange(&what, &needs, need, compute)?.nets;
 

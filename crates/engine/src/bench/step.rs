@@ -32,7 +32,7 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
     let need = weights as u64 * memory::bytes(compute.dtype)
         + memory::step(&shapes.unet.encoder, true, BATCH as u64 * pixels, compute.dtype);
     let what = format!("a step of {} at {}x{}", shapes.name, size.0, size.1);
-    let nets = Denoising { unet: &shapes.unet, net: Some(&shapes.identitynet), branch: true, dtype: compute.dtype };
+    let nets = Denoising { unet: &shapes.unet, net: Some(&shapes.identitynet), branch: true, compute };
     let arrangement = request.arrange(&what, &nets.needs(shapes.denoisers(), BATCH as u64 * pixels), need, compute)?;
 
     let (load_ms, (unet, net)) = timed(|| build(shapes, compute, arrangement))?;

@@ -179,6 +179,7 @@ fn by_products(q: Columns, kv: &Keys, heads: usize, scale: f32) -> Result<Option
             let rows = block.min(n - first);
             let matrix = |at, stride| Matrix { at, stride };
             let mut product = Product {
+                planes: 1,
                 rows,
                 depth: d,
                 columns: m,

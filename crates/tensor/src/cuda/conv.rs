@@ -5,7 +5,8 @@ use super::gpu::{Gpu, lock, records};
 use super::kernels::Family;
 use super::linear::Layer;
 use super::profile::Work;
-use super::{fresh, fused, libraries, linear, place, shape};
+use super::winograd::{Form, Normed};
+use super::{fresh, fused, libraries, linear, place, shape, winograd};
 use crate::ops::{Activation, ConvOptions, Fused};
 use crate::{DType, Result, Tensor};
 use cudarc::cudnn::sys as dnn;
@@ -32,12 +33,12 @@ pub(crate) fn forward(
 ) -> Result<Tensor> {
     let [b, h, w, c] = x.dims4()?;
     let (n, pixels) = (layer.weight.dim(0), out[0] * out[1]);
-    let after = Finish {
-        bias: layer.bias.as_ref(),
-        add: fused.channel_add.map(|add| (add, pixels)),
-        activation: fused.activation,
-        residual: fused.residual,
-    };
+    let after = finish_of(layer, pixels, fused);
+    if let Some(tiled) = &layer.tiled
+        && let Some(x) = winograd::seen(x, tiled.form, seen)?
+    {
+        return winograd::forward(&x, tiled, None, &after);
+    }
     if kernel == [1, 1] && options == ConvOptions::default() && seen == [h, w] {
         return linear::forward_with(x, layer, &after);
     }
@@ -74,6 +75,27 @@ pub(crate) fn forward(
     let window = [h, w, c, seen[0], seen[1], kernel[0], kernel[1], out[0], out[1], options.stride, top, left];
     own(x, layer, window, b * pixels, &after, &y)?;
     Ok(y)
+}
+
+/// What follows a convolution into pictures of so many pixels.
+fn finish_of<'a>(layer: &'a Layer, pixels: usize, fused: &Fused<'a>) -> Finish<'a> {
+    Finish {
+        bias: layer.bias.as_ref(),
+        add: fused.channel_add.map(|add| (add, pixels)),
+        activation: fused.activation,
+        residual: fused.residual,
+    }
+}
+
+/// Convolves `x` `[b, h, w, in]`, normalised, into as many pixels; none where the norm must be done before.
+pub(crate) fn forward_normed(x: &Tensor, layer: &Layer, norm: &Normed, fused: &Fused) -> Result<Option<Tensor>> {
+    let [_, h, w, c] = x.dims4()?;
+    match &layer.tiled {
+        Some(tiled) if tiled.form != Form::Doubled && norm.fits(c) => {
+            winograd::forward(x, tiled, Some(norm), &finish_of(layer, h * w, fused)).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// `x W^T` with all that follows by the own kernel: a convolution whose window is one pixel.

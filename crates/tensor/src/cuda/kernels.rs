@@ -29,6 +29,7 @@ pub(super) enum Family {
     Shape,
     /// Compiled for each width of a tile, for Hopper only.
     Tiles,
+    Winograd,
 }
 
 impl Family {
@@ -45,6 +46,7 @@ impl Family {
             Family::Norm => "norm.cu",
             Family::Shape => "shape.cu",
             Family::Tiles => "tiles.cu",
+            Family::Winograd => "winograd.cu",
         }
     }
 
@@ -62,6 +64,7 @@ impl Family {
             Family::Norm => include_str!("../kernels/norm.cu"),
             Family::Shape => include_str!("../kernels/shape.cu"),
             Family::Tiles => include_str!("../kernels/tiles.cu"),
+            Family::Winograd => include_str!("../kernels/winograd.cu"),
         };
         let shared = match self {
             Family::Attention => include_str!("../kernels/attention.cuh").to_string(),
@@ -100,11 +103,12 @@ const UNASKED: usize = 46 << 10;
 const USUAL: [Unit; 4] = [(Family::AttentionFew, 64), (Family::Norm, 0), (Family::Elementwise, 0), (Family::Shape, 0)];
 
 /// And on a Hopper.
-const HOPPER: [Unit; 4] = [
+const HOPPER: [Unit; 5] = [
     (Family::Tiles, super::tiles::PLAIN),
     (Family::Tiles, super::tiles::GATED),
     (Family::AttentionLong, super::long::HEAD),
     (Family::AttentionText, super::long::HEAD),
+    (Family::Winograd, 0),
 ];
 
 /// The kernels of one GPU that were asked for so far.

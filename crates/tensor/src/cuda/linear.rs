@@ -4,6 +4,7 @@ use super::elementwise::{Finish, finish, geglu, optional};
 use super::parked::Parked;
 use super::product::{Matrix, Product};
 use super::tiles::{RowNorm, Tiles};
+use super::winograd::{Form, Tiled};
 use super::{conv, fresh, place, transfer};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
@@ -15,6 +16,8 @@ pub(crate) struct Layer {
     pub(super) narrow: Option<Tensor>,
     /// The weight where it waits on the host; the other one is empty then.
     parked: Option<Parked>,
+    /// A convolution's weight in tiles; but for [`Form::Doubled`], which cannot do all, the other one is empty then.
+    pub(crate) tiled: Option<Tiled>,
 }
 
 /// A layer whose weight is on the GPU, for what is launched while this lives.
@@ -38,7 +41,8 @@ impl Layer {
     /// Takes a weight and a bias as they are.
     pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Layer> {
         let bias_in = |dtype| bias.map(|b| b.cast(dtype)).transpose();
-        Ok(Layer { weight: weight.clone(), bias: bias_in(DType::F32)?, narrow: bias_in(weight.dtype())?, parked: None })
+        let (narrow, bias) = (bias_in(weight.dtype())?, bias_in(DType::F32)?);
+        Ok(Layer { weight: weight.clone(), bias, narrow, parked: None, tiled: None })
     }
 
     /// From now on the weight waits on the host.
@@ -54,7 +58,18 @@ impl Layer {
     pub(crate) fn at_hand(&self) -> Result<AtHand<'_>> {
         let Some(parked) = &self.parked else { return Ok(AtHand::Always(self)) };
         let (bias, narrow) = (self.bias.clone(), self.narrow.clone());
-        Ok(AtHand::Lent(Box::new(Layer { weight: parked.at_hand()?, bias, narrow, parked: None })))
+        Ok(AtHand::Lent(Box::new(Layer { weight: parked.at_hand()?, bias, narrow, parked: None, tiled: None })))
+    }
+
+    /// From now on the weight `[n, 3 3 c]` lies in tiles, unless it waits on the host.
+    pub(crate) fn tile(&mut self, form: Form) -> Result<()> {
+        if self.parked.is_none() && self.tiled.is_none() {
+            self.tiled = Some(Tiled::new(&self.weight, form)?);
+            if form != Form::Doubled {
+                self.clear()?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives the weight up; whether it waited on the host.
@@ -105,6 +120,7 @@ pub(super) fn forward_with(x: &Tensor, layer: &Layer, after: &Finish) -> Result<
         }
     }
     let product = Product {
+        planes: 1,
         rows,
         depth,
         columns,

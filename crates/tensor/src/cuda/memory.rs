@@ -5,7 +5,8 @@
 use super::gpu::{Gpu, lock, records};
 use super::parked::Lent;
 use crate::storage::{MemoryUse, class};
-use crate::{Error, Result, Tensor};
+use crate::tensor::Sums;
+use crate::{Error, Result};
 use cudarc::driver::sys;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
@@ -20,8 +21,8 @@ pub(crate) struct Buffer {
     bytes: usize,
     /// Where it is not the pool's, but part of a ring.
     lent: Option<Lent>,
-    /// What the product that wrote this left of its rows; see [`super::tiles`].
-    sums: Mutex<Option<Tensor>>,
+    /// What the kernel that wrote this left of it; see [`super::tiles`] and [`super::winograd`].
+    sums: Mutex<Option<Sums>>,
 }
 
 /// Free blocks by size; every list is non-empty.
@@ -231,13 +232,13 @@ impl Buffer {
         self.address
     }
 
-    /// Sums of the rows of what lies here, if the product that wrote it left them.
-    pub(crate) fn sums(&self) -> Option<Tensor> {
+    /// Sums of what lies here, if the kernel that wrote it left them.
+    pub(crate) fn sums(&self) -> Option<Sums> {
         lock(&self.sums).clone()
     }
 
-    /// Something else lies here now, and these are the sums of its rows.
-    pub(crate) fn keep_sums(&self, sums: Option<Tensor>) {
+    /// Something else lies here now, and these are its sums.
+    pub(crate) fn keep_sums(&self, sums: Option<Sums>) {
         *lock(&self.sums) = sums;
     }
 }

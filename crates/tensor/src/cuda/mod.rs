@@ -32,6 +32,7 @@ pub(crate) mod staging;
 mod text;
 pub(crate) mod tiles;
 pub(crate) mod transfer;
+pub(crate) mod winograd;
 
 pub(crate) use fork::both;
 pub(crate) use gpu::{Gpu, count, gpu};

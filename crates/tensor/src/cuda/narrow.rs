@@ -188,6 +188,7 @@ pub(crate) fn forward(x: &Rows, weight: &Rows, layer: &Layer, residual: Option<&
     let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
     let Tiles { rows, depth, columns, dtype, .. } = tiles;
     let product = Product {
+        planes: 1,
         rows,
         depth,
         columns,

@@ -4,7 +4,8 @@ use super::elementwise::{code, optional};
 use super::gpu::Gpu;
 use super::kernels::Family;
 use super::profile::Work;
-use super::{fresh, place};
+use super::winograd::Normed;
+use super::{fresh, place, winograd};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
 
@@ -27,6 +28,9 @@ pub(crate) fn group_norm(
             &joined
         }
     };
+    if let Some(y) = winograd::normalise(x, &Normed { groups, weight, bias, add, eps, activation })? {
+        return Ok(y);
+    }
     let (b, c, dtype) = (x.dim(0), x.last_dim(), x.dtype());
     let pixels = x.len() / (b * c);
     let ((gpu, from), (_, weight), (_, bias)) = (place(x)?, place(weight)?, place(bias)?);

@@ -18,8 +18,10 @@ pub(super) struct Matrix {
     pub(super) stride: usize,
 }
 
-/// `out [rows, columns] = alpha x [rows, depth] w + bias + residual`, all addresses on one GPU.
+/// `out [rows, columns] = alpha x [rows, depth] w + bias + residual`, all addresses on one GPU. Several `planes` are such
+/// products of operands that lie one behind the other.
 pub(super) struct Product {
+    pub(super) planes: usize,
     pub(super) rows: usize,
     pub(super) depth: usize,
     pub(super) columns: usize,
@@ -42,7 +44,8 @@ pub(super) struct Product {
 
 impl Product {
     fn work(&self) -> Work {
-        let Product { rows, depth, columns, .. } = *self;
+        let Product { planes, rows, depth, columns, .. } = *self;
+        let times = if planes > 1 { format!("{planes} times ") } else { String::new() };
         let said = |is: bool, text| if is { text } else { "" };
         let more = [
             said(self.scales.is_some(), ", 8 bits"),
@@ -52,9 +55,11 @@ impl Product {
         .concat();
         let outputs = rows * columns * (1 + usize::from(self.residual.is_some()));
         Work {
-            name: format!("linear {rows}x{depth} -> {columns}{more}, {}", self.dtype),
-            flop: 2 * (rows * depth * columns) as u64,
-            bytes: ((rows * depth + depth * columns) * if self.scales.is_some() { 1 } else { self.dtype.bytes() }
+            name: format!("{times}linear {rows}x{depth} -> {columns}{more}, {}", self.dtype),
+            flop: 2 * (planes * rows * depth * columns) as u64,
+            bytes: (planes
+                * (rows * depth + depth * columns)
+                * if self.scales.is_some() { 1 } else { self.dtype.bytes() }
                 + outputs * self.out_dtype.bytes()) as u64,
         }
     }
@@ -62,6 +67,7 @@ impl Product {
     fn key(&self) -> Key {
         let all = self.x.at | self.w.at | self.out.at | self.bias.unwrap_or(0) | self.residual.unwrap_or(0);
         Key {
+            planes: self.planes,
             sizes: [self.rows, self.depth, self.columns],
             strides: [self.x.stride, self.w.stride, self.out.stride],
             transposed: self.transposed,
@@ -77,6 +83,7 @@ impl Product {
 /// What tells one product from another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
+    planes: usize,
     /// Rows, depth, columns.
     sizes: [usize; 3],
     /// Of input, weight, output.
@@ -94,8 +101,9 @@ struct Key {
 impl Key {
     /// As it is remembered on disk.
     fn name(&self) -> String {
-        let Key { sizes, strides, transposed, types, bias, residual, narrow, alignment } = self;
-        format!("{sizes:?} {strides:?} {transposed} {types:?} {bias} {residual} {narrow} {alignment}")
+        let Key { planes, sizes, strides, transposed, types, bias, residual, narrow, alignment } = self;
+        let times = if *planes > 1 { format!("{planes} times ") } else { String::new() };
+        format!("{times}{sizes:?} {strides:?} {transposed} {types:?} {bias} {residual} {narrow} {alignment}")
     }
 }
 
@@ -198,8 +206,17 @@ impl Blas {
                 )?;
             }
             let layout = |kind, height: u64, width: u64, stride: usize| {
+                use lt::cublasLtMatrixLayoutAttribute_t as L;
                 let mut layout = std::ptr::null_mut();
-                ok(lt::cublasLtMatrixLayoutCreate(&mut layout, kind, height, width, stride as i64)).map(|()| layout)
+                ok(lt::cublasLtMatrixLayoutCreate(&mut layout, kind, height, width, stride as i64))?;
+                let set = |what: L| {
+                    move |value: *const c_void, size: usize| {
+                        lt::cublasLtMatrixLayoutSetAttribute(layout, what, value, size)
+                    }
+                };
+                attribute(key.planes as i32, set(L::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT))?;
+                attribute(width as i64 * stride as i64, set(L::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET))?;
+                Some(layout)
             };
             let operand = if key.narrow { lt::cudaDataType::CUDA_R_8F_E4M3 } else { kind(key.types[0]) };
             if key.narrow {

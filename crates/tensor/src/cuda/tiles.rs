@@ -6,6 +6,7 @@ use super::kernels::{Family, HOPPERS};
 use super::linear::Layer;
 use super::profile::Work;
 use super::{fresh, place, transfer};
+use crate::tensor::Sums;
 use crate::{DType, Result, Tensor};
 use cudarc::driver::sys;
 
@@ -252,7 +253,7 @@ impl Gpu {
         // SAFETY: as here; the sums are as many as the result has rows and tiles across.
         let done = unsafe { self.tiles(tiles, leave)? };
         if done {
-            out.keep_row_sums(sums);
+            out.keep_sums(sums.map(Sums::Rows));
         }
         Ok(done)
     }

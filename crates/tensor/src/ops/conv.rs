@@ -1,8 +1,9 @@
 //! Convolution over NHWC pictures with its epilogues.
 
 use super::linear::{Packed, check_bias, same_kind};
-use super::{Activation, Products};
-use crate::parking::waits;
+use super::{Activation, Normed, Products};
+use crate::cuda::winograd::Form;
+use crate::parking::{keeps_plain, waits};
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Error, Result, Tensor, Turn, cpu, cuda};
 
@@ -99,7 +100,27 @@ impl Conv2d {
     ) -> usize {
         match device {
             Device::Cpu => cpu::conv::held(dtype, products, [outputs, inputs, kernel], options),
-            Device::Cuda(_) => outputs * inputs * kernel * kernel,
+            Device::Cuda(index) => {
+                let form = cuda::gpu(index)
+                    .ok()
+                    .and_then(|gpu| gpu.tiles_of(dtype, [outputs, inputs, kernel], options, false));
+                outputs * inputs * form.map_or(kernel * kernel, Form::planes)
+            }
+        }
+    }
+
+    /// From now on computes by an algorithm of fewer products, where the device has one for this weight and
+    /// [`crate::Parking`] does not forbid what it takes more; `doubled`: mostly by [`Conv2d::forward_upsampled`].
+    ///
+    /// # Errors
+    /// What the device says; no memory.
+    pub fn transform(&mut self, doubled: bool) -> Result<()> {
+        let (Packed::Cuda(layer), Device::Cuda(index)) = (&mut self.packed, self.device) else { return Ok(()) };
+        let sizes = [self.out_channels, self.in_channels, self.kernel[0]];
+        let square = self.kernel[0] == self.kernel[1];
+        match cuda::gpu(index)?.tiles_of(self.dtype, sizes, self.options, doubled) {
+            Some(form) if square && !keeps_plain() => layer.tile(form),
+            _ => Ok(()),
         }
     }
 
@@ -163,7 +184,32 @@ impl Conv2d {
         self.run(x, Some([h, w]), &Fused::default())
     }
 
-    fn run(&self, x: &Tensor, resized: Option<[usize; 2]>, fused: &Fused) -> Result<Tensor> {
+    /// Whether [`Conv2d::forward_normed`] does most norms in passing.
+    pub fn does_norms(&self) -> bool {
+        matches!(&self.packed, Packed::Cuda(layer) if layer.tiled.as_ref().is_some_and(|tiled| tiled.form != Form::Doubled))
+    }
+
+    /// As [`Conv2d::forward_with`] of what a norm gives, which is not stored where the device does it in passing.
+    ///
+    /// # Errors
+    /// Shapes or element types that do not fit.
+    pub fn forward_normed(&self, norm: &Normed, fused: &Fused) -> Result<Tensor> {
+        if let Packed::Cuda(layer) = &self.packed {
+            let x = norm.x;
+            self.check(x, None, fused)?;
+            let (weight, bias, add) = norm.checked()?;
+            let add = add.as_ref().zip(norm.add).map(|(add, (_, first))| (add, first));
+            let (groups, eps, activation) = (norm.groups, norm.eps, norm.activation);
+            let normed = cuda::winograd::Normed { groups, weight: &weight, bias: &bias, add, eps, activation };
+            if let Some(y) = cuda::conv::forward_normed(x, &*layer.at_hand()?, &normed, fused)? {
+                return Ok(y);
+            }
+        }
+        self.run(&norm.done()?, None, fused)
+    }
+
+    /// Checks operands; the size of the picture that is seen and of the result.
+    fn check(&self, x: &Tensor, resized: Option<[usize; 2]>, fused: &Fused) -> Result<[[usize; 2]; 2]> {
         let [b, h, w, c] = x.dims4()?;
         let [top, bottom, left, right] = self.options.padding;
         let seen = resized.unwrap_or([h, w]);
@@ -194,6 +240,11 @@ impl Conv2d {
             }
             same_kind("conv2d", "the residual", r, self.dtype, self.device)?;
         }
+        Ok([seen, out])
+    }
+
+    fn run(&self, x: &Tensor, resized: Option<[usize; 2]>, fused: &Fused) -> Result<Tensor> {
+        let [seen, out] = self.check(x, resized, fused)?;
         match &self.packed {
             Packed::Cpu(packed, bias) => by_dtype!("conv2d", "the input", self.dtype, T => cpu::conv::forward::<T>(
                 x, packed, bias.as_deref(), self.kernel, self.options, seen, out, fused)),

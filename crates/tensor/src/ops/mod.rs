@@ -15,7 +15,7 @@ pub use attention::{KeyValue, PackedKeyValue, attention, attention_joined, atten
 pub use conv::{Conv2d, ConvOptions, Fused};
 pub use elementwise::{activation, add, add_scaled, combine, scale};
 pub use linear::Linear;
-pub use norm::{group_norm, group_norm_added, group_norm_joined, layer_norm};
+pub use norm::{Normed, group_norm, group_norm_added, group_norm_joined, layer_norm};
 pub use rows::{NarrowRows, Rows, layer_norm_for};
 pub use shape::{
     concat_axis1, concat_last, concat_rows, crop, embedding, repeat_rows, slice_last, split_last, upsample_nearest,

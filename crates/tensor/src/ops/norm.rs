@@ -15,6 +15,72 @@ pub(super) fn channels(op: &'static str, what: &'static str, t: &Tensor, x: &Ten
     t.cast(DType::F32)
 }
 
+/// A group normalisation with an activation behind it that is still to be done, by the convolution that reads it where that
+/// can: of `x` `[b, h, w, c]`, or of `x + add` as [`group_norm_added`] has it.
+#[derive(Clone, Copy)]
+pub struct Normed<'a> {
+    /// What is normalised.
+    pub x: &'a Tensor,
+    /// Channels for all of a picture's positions: of `[b, n]` those from a first one on.
+    pub add: Option<(&'a Tensor, usize)>,
+    /// How many groups the channels are of.
+    pub groups: usize,
+    /// `[c]`.
+    pub weight: &'a Tensor,
+    /// `[c]`.
+    pub bias: &'a Tensor,
+    /// What is added to a variance.
+    pub eps: f32,
+    /// What is done to the result.
+    pub activation: Activation,
+}
+
+impl Normed<'_> {
+    /// Does it.
+    ///
+    /// # Errors
+    /// As [`group_norm_added`].
+    pub fn done(&self) -> Result<Tensor> {
+        let Normed { x, add, groups, weight, bias, eps, activation } = *self;
+        match add {
+            Some((add, first)) => group_norm_added(x, add, first, groups, weight, bias, eps, activation),
+            None => group_norm(x, groups, weight, bias, eps, activation),
+        }
+    }
+
+    /// Weight, bias and what is added, checked and in f32.
+    pub(super) fn checked(&self) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        let Normed { x, add, groups, weight, bias, .. } = *self;
+        let (weight, bias) = checked(x, x.last_dim(), groups, weight, bias)?;
+        Ok((weight, bias, add.map(|(add, first)| checked_sum(x, add, first)).transpose()?))
+    }
+}
+
+/// What is added to `x` before a norm, in f32.
+fn checked_sum(x: &Tensor, add: &Tensor, first: usize) -> Result<Tensor> {
+    let pictures = x.shape().first().copied().unwrap_or(0);
+    let enough = |&[rows, columns]: &[usize; 2]| {
+        rows == pictures && first.checked_add(x.last_dim()).is_some_and(|end| end <= columns)
+    };
+    if !<&[usize; 2]>::try_from(add.shape()).is_ok_and(enough) {
+        let expected = format!("[{pictures}, {first} and at least {} more]", x.last_dim());
+        return Err(Error::shape("group_norm", "the channel sum", add.shape(), expected));
+    }
+    same_device("group_norm", "the channel sum", add, *x.device())?;
+    add.cast(DType::F32)
+}
+
+/// Weight and bias of a norm of `c` channels, in f32.
+fn checked(x: &Tensor, c: usize, groups: usize, weight: &Tensor, bias: &Tensor) -> Result<(Tensor, Tensor)> {
+    if x.shape().len() < 2 || x.is_empty() {
+        return Err(Error::shape("group_norm", "the input", x.shape(), "[b, .., c]"));
+    }
+    if groups == 0 || !usize::is_multiple_of(c, groups) {
+        return Err(Error::argument("group_norm", format!("{groups} groups do not divide {c} channels")));
+    }
+    Ok((channels("group_norm", "the weight", weight, x, c)?, channels("group_norm", "the bias", bias, x, c)?))
+}
+
 /// Group normalisation (Wu and He 2018) over `[b, h, w, c]` or `[b, n, c]`, then an activation.
 ///
 /// # Errors
@@ -45,16 +111,7 @@ pub fn group_norm_added(
     eps: f32,
     activation: Activation,
 ) -> Result<Tensor> {
-    let pictures = x.shape().first().copied().unwrap_or(0);
-    let enough = |&[rows, columns]: &[usize; 2]| {
-        rows == pictures && first.checked_add(x.last_dim()).is_some_and(|end| end <= columns)
-    };
-    if !<&[usize; 2]>::try_from(add.shape()).is_ok_and(enough) {
-        let expected = format!("[{pictures}, {first} and at least {} more]", x.last_dim());
-        return Err(Error::shape("group_norm", "the channel sum", add.shape(), expected));
-    }
-    same_device("group_norm", "the channel sum", add, *x.device())?;
-    let add = add.cast(DType::F32)?;
+    let (add, pictures) = (checked_sum(x, add, first)?, x.dim(0));
     if *x.device() != Device::Cpu {
         return group_norm_of(&[x], Some((&add, first)), groups, weight, bias, eps, activation);
     }
@@ -100,13 +157,7 @@ fn group_norm_of(
 ) -> Result<Tensor> {
     let x = parts[0];
     let c = parts.iter().map(|x| x.last_dim()).sum();
-    if x.shape().len() < 2 || x.is_empty() {
-        return Err(Error::shape("group_norm", "the input", x.shape(), "[b, .., c]"));
-    }
-    if groups == 0 || !usize::is_multiple_of(c, groups) {
-        return Err(Error::argument("group_norm", format!("{groups} groups do not divide {c} channels")));
-    }
-    let (w, b) = (channels("group_norm", "the weight", weight, x, c)?, channels("group_norm", "the bias", bias, x, c)?);
+    let (w, b) = checked(x, c, groups, weight, bias)?;
     match x.device() {
         Device::Cpu => {
             by_dtype!("group_norm", "the input", x.dtype(), T => cpu::norm::group_norm::<T>(parts, groups, w.data(), b.data(), eps, activation))
