@@ -194,7 +194,8 @@ impl Conv2d {
     /// # Errors
     /// Shapes or element types that do not fit.
     pub fn forward_normed(&self, norm: &Normed, fused: &Fused) -> Result<Tensor> {
-        if let Packed::Cuda(layer) = &self.packed {
+        // Else a weight that waits on the host would be brought twice.
+        if let (Packed::Cuda(layer), true) = (&self.packed, self.does_norms()) {
             let x = norm.x;
             self.check(x, None, fused)?;
             let (weight, bias, add) = norm.checked()?;
