@@ -81,3 +81,18 @@ pub(crate) fn products(precision: Precision, device: Device) -> (Products, Optio
         _ => (Products::Whole, None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_done_in_parts_is_said() {
+        let (done, why) = products(Precision::Bf16x3, Device::Cpu);
+        assert_eq!(done == Products::InParts, why.is_none());
+        assert!(why.is_none_or(|why| why.contains("AMX, so this processor computes in f32")));
+        let (done, why) = products(Precision::Bf16x3, Device::Cuda(1));
+        assert_eq!((done, why.is_some_and(|why| why.ends_with("cuda:1 computes in f32"))), (Products::Whole, true));
+        assert_eq!(products(Precision::Bf16, Device::Cpu), (Products::Whole, None));
+    }
+}

@@ -5,8 +5,9 @@
 //!
 //! A tile register holds 16 rows of 64 bytes. Packed columns (see `micro`) are right-hand tiles as they lie, rows of a
 //! matrix are left-hand tiles as they lie. Bound: the tile unit, 16 cycles for each of the four products of a step,
-//! beside four tile loads (for twelve products of numbers in two parts, eight); these hide behind the products only while the processor does not throttle. While it does, a tile
-//! instruction that comes less than eight instructions after another waits 22 cycles more, so all of them have that distance.
+//! beside four tile loads, of twelve beside eight for numbers in two parts; these hide behind the products only while the
+//! processor does not throttle. While it does, a tile instruction that comes less than eight instructions after another waits
+//! 22 cycles more, so all of them have that distance.
 
 use super::micro::NR;
 

@@ -2,11 +2,11 @@
 //! `a` rounded and `a2` what that left, rounded, `a b` is `a1 b1 + a1 b2 + a2 b1` but for 2^-17 of it (compare Henry, Tang and
 //! Heinecke 2019). Sums stay f32.
 //!
-//! First parts stop at the largest number of bf16, so that infinities lie in the second, each of which meets one factor only,
-//! and give what they give in f32. Two things are not as there: what is below 2^-117 has no second part, since tiles take
-//! numbers below 2^-126 for zero, and products beyond 2^136 may be NaN instead of infinite.
+//! First parts stop at the largest number of bf16, so that infinities lie in the second parts, which meet first ones only: times
+//! numbers below 2^8 they give what they give in f32. Two things are not as there: what is below 2^-117 has no second part,
+//! since tiles take numbers below 2^-126 for zero, and what overflows by 2^8 or more may be NaN instead of infinite.
 //!
-//! Bound: memory; a product reads its rows many times, so that they are split once before it.
+//! Bound: memory; where many tasks read the same rows all of them are split once before the product.
 
 use super::amx::{ROWS, STEP};
 use super::gemm::{Product, Rows};

@@ -27,8 +27,8 @@ pub enum Products {
     /// As they are.
     #[default]
     Whole,
-    /// Each number as the sum of two of bf16, on processors with tiles of those ([`Products::in_parts_here`]), two to four
-    /// times as fast and within some 1e-5 of a layer's result; elsewhere as they are.
+    /// Each number as the sum of two of bf16, on processors with tiles of those ([`Products::in_parts_here`]), faster
+    /// and within 1e-5 of a layer's result; elsewhere as they are.
     InParts,
 }
 
