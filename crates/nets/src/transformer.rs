@@ -129,8 +129,13 @@ impl TransformerBlock {
 
     /// The layers that read normalised rows compute in 8 bits from now on, and the one behind them; whether they can.
     fn narrow(&mut self) -> Result<bool> {
-        let layers = [&mut self.attn1.to_qkv, &mut self.attn2.to_q, &mut self.ff_in, &mut self.ff_out];
-        layers.into_iter().try_fold(true, |all, layer| Ok(layer.narrow()? && all))
+        let behind = self.attn1.to_qkv.narrow()? && self.attn2.to_q.narrow()?;
+        if !(self.ff_in.narrow_gated(&mut self.ff_out)? && behind) {
+            return Ok(false);
+        }
+        self.attn1.to_out.copy_in_eight();
+        self.attn2.to_out.copy_in_eight();
+        Ok(true)
     }
 }
 

@@ -106,8 +106,8 @@ pub(crate) use by_dtype;
 /// What the kernel that wrote a tensor on a GPU left of it for the norm that reads it, f32.
 #[derive(Clone)]
 pub(crate) enum Sums {
-    /// Sums of each row's parts and of their squares.
-    Rows(Tensor),
+    /// Sums of each row's parts and of their squares, and the rows in 8 bits where others compute in those.
+    Rows(Box<cuda::tiles::Left>),
     /// `[b, chunks, c, 2]`: sums of the channels of each chunk of a picture, and of their squares.
     Channels(Tensor),
 }
@@ -286,10 +286,10 @@ impl Tensor {
         }
     }
 
-    /// The sums of its rows that a GPU's product left with its result; none for a part that begins later and on the CPU.
-    pub(crate) fn row_sums(&self) -> Option<Tensor> {
+    /// What a GPU's product left of its rows with its result; none for a part that begins later and on the CPU.
+    pub(crate) fn left(&self) -> Option<cuda::tiles::Left> {
         match self.sums()? {
-            Sums::Rows(sums) => Some(sums),
+            Sums::Rows(left) => Some(*left),
             Sums::Channels(_) => None,
         }
     }

@@ -3,7 +3,7 @@
 mod device;
 
 use device::device;
-use tensor::ops::{self, Activation, Linear, Rows};
+use tensor::ops::{self, Activation, Linear, Products, Rows};
 use tensor::{DType, Device, Tensor};
 
 /// Deterministic numbers in [-1, 1).
@@ -90,4 +90,87 @@ fn eight_bits_are_what_rounding_says() {
             assert!(!does || (from_f32 / rounding - 1.0).abs() < 0.05, "{from_f32} is not rounding's own {rounding}");
         }
     }
+}
+
+/// Rows enough for this crate's own products, which leave what the next ones read: sums, copies and gated numbers in 8 bits.
+/// How far results are from f32 is what rounding costs that is done here with a scale for each row.
+#[test]
+fn what_products_leave_is_as_good_as_rounding() {
+    let (rows, depth, c) = (2000, 192, 640);
+    let dtype = if device() == Device::Cpu { DType::BF16 } else { DType::F16 };
+    let mut noise = Noise(34);
+    let rounded = |x: Tensor| x.cast(dtype).unwrap().cast(DType::F32).unwrap();
+    let small = |x: Tensor, size: f32| rounded(ops::scale(&x, size).unwrap());
+    let here = |x: &Tensor| x.to_device(&device()).unwrap().cast(dtype).unwrap();
+    let there = |x: &Tensor| x.to_device(&device()).unwrap();
+    let back = |x: &Tensor| x.to_device(&Device::Cpu).unwrap().cast(DType::F32).unwrap();
+    let full = |value: f32| Tensor::from_f32(&Device::Cpu, DType::F32, &[c], &vec![value; c]).unwrap();
+    let check = |what: &str, got: &Tensor, exact: &Tensor, rounding: &Tensor, does: bool| {
+        let (error, own) = (distance(&back(got), exact), distance(rounding, exact));
+        println!("8 bits {does}, {what}: {error:.2e} from f32, rounding rows and weights {own:.2e}");
+        assert!(error < if does { 1.15 * own } else { 1.2e-2 }, "{what}: {error} beside {own}");
+        assert!(!does || error > 0.5 * own, "{what} is not rounded: {error} beside {own}");
+    };
+    let product = |x: &Tensor, w: &Tensor, bias: Option<&Tensor>, more: Option<&Tensor>| {
+        Linear::new(w, bias).unwrap().forward_with(x, Activation::None, more).unwrap()
+    };
+
+    // A product in 16 bits begins the rows, one in 8 adds to them.
+    let (a, begin) = (rounded(noise.tensor(&[2, rows, depth])), small(noise.tensor(&[c, depth]), 0.125));
+    let (h, added) = (rounded(noise.tensor(&[2, rows, c])), small(noise.tensor(&[c, c]), 0.1));
+    let bias = noise.tensor(&[c]);
+    let first = Linear::new(&here(&begin), Some(&there(&bias))).unwrap().forward(&here(&a)).unwrap();
+    let mut layer = Linear::new(&here(&added), Some(&there(&bias))).unwrap();
+    let does = layer.narrow().unwrap();
+    let x = layer.forward_with(&here(&h), Activation::None, Some(&first)).unwrap();
+    let first = back(&first);
+    let narrow = |x: &Tensor| if does { narrowed(x) } else { x.clone() };
+    let sum = |h: &Tensor, w: &Tensor| product(h, w, Some(&bias), Some(&first));
+    check("a residual", &x, &sum(&h, &added), &sum(&narrow(&h), &narrow(&added)), does);
+
+    // So does one in 16 bits, for layers in 8.
+    let mut layer = Linear::new(&here(&added), None).unwrap();
+    if does {
+        layer.copy_in_eight();
+    }
+    let other = layer.forward_with(&here(&h), Activation::None, Some(&x)).unwrap();
+    let sum = ops::add(&product(&h, &added, None, None), &back(&x)).unwrap();
+    let error = distance(&back(&other), &sum);
+    assert!(error < 4e-3, "{error}");
+
+    // Layers behind a norm of them, plain and gated.
+    let (gamma, beta) = (ops::add(&full(1.0), &small(noise.tensor(&[c]), 0.5)).unwrap(), noise.tensor(&[c]));
+    let (one, zero) = (there(&full(1.0)), there(&full(0.0)));
+    let behind = |w: &Tensor, bias: Option<&Tensor>| {
+        let norm = [&there(&gamma), &there(&beta)];
+        let (layer, takes) = Linear::behind_norm(&here(w), bias, Products::Whole, norm).unwrap();
+        (layer, if takes { [one.clone(), zero.clone()] } else { [there(&gamma), there(&beta)] })
+    };
+    let w = small(noise.tensor(&[2 * c, c]), 0.1);
+    let (mut layer, [weight, shift]) = behind(&w, None);
+    layer.narrow().unwrap();
+    for x in [&x, &other] {
+        let normal = ops::layer_norm(&back(x), &gamma, Some(&beta), 1e-5).unwrap();
+        let got = ops::layer_norm_for(&layer, x, &weight, &shift, 1e-5).unwrap();
+        assert_eq!(matches!(got, Rows::Normed(_)), does, "{got:?}");
+        let got = layer.forward_rows(&got, None).unwrap();
+        let exact = product(&normal, &w, None, None);
+        check("behind a norm", &got, &exact, &product(&narrow(&normal), &narrow(&w), None, None), does);
+    }
+    let normal = ops::layer_norm(&back(&other), &gamma, Some(&beta), 1e-5).unwrap();
+
+    let (up, down) = (small(noise.tensor(&[8 * c, c]), 0.1), small(noise.tensor(&[c, 4 * c]), 0.05));
+    let bias = noise.tensor(&[8 * c]);
+    let (mut ff_in, [weight, shift]) = behind(&up, Some(&there(&bias)));
+    let mut ff_out = Linear::new(&here(&down), None).unwrap();
+    assert_eq!(ff_in.narrow_gated(&mut ff_out).unwrap(), does);
+    let got = ops::layer_norm_for(&ff_in, &other, &weight, &shift, 1e-5).unwrap();
+    let got = ff_in.forward_geglu_for(&ff_out, &got).unwrap();
+    assert_eq!(matches!(got, Rows::Narrow(_)), does);
+    let got = ff_out.forward_rows(&got, None).unwrap();
+    let block = |narrow: &dyn Fn(&Tensor) -> Tensor| {
+        let h = Linear::new(&narrow(&up), Some(&bias)).unwrap().forward_geglu(&narrow(&normal)).unwrap();
+        product(&narrow(&h), &narrow(&down), None, None)
+    };
+    check("feed-forward", &got, &block(&Tensor::clone), &block(&narrow), does);
 }

@@ -5,7 +5,7 @@ use super::parked::Parked;
 use super::product::{Matrix, Product};
 use super::tiles::{RowNorm, Tiles};
 use super::winograd::{Form, Tiled};
-use super::{conv, fresh, place, transfer};
+use super::{conv, fresh, narrow, place, transfer};
 use crate::ops::Activation;
 use crate::{DType, Result, Tensor};
 
@@ -18,6 +18,8 @@ pub(crate) struct Layer {
     parked: Option<Parked>,
     /// A convolution's weight in tiles; but for [`Form::Doubled`], which cannot do all, the other one is empty then.
     pub(crate) tiled: Option<Tiled>,
+    /// Whether results may be left in 8 bits, too.
+    pub(crate) copies: bool,
 }
 
 /// A layer whose weight is on the GPU, for what is launched while this lives.
@@ -42,7 +44,7 @@ impl Layer {
     pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Layer> {
         let bias_in = |dtype| bias.map(|b| b.cast(dtype)).transpose();
         let (narrow, bias) = (bias_in(weight.dtype())?, bias_in(DType::F32)?);
-        Ok(Layer { weight: weight.clone(), bias, narrow, parked: None, tiled: None })
+        Ok(Layer { weight: weight.clone(), bias, narrow, parked: None, tiled: None, copies: false })
     }
 
     /// From now on the weight waits on the host.
@@ -58,7 +60,8 @@ impl Layer {
     pub(crate) fn at_hand(&self) -> Result<AtHand<'_>> {
         let Some(parked) = &self.parked else { return Ok(AtHand::Always(self)) };
         let (bias, narrow) = (self.bias.clone(), self.narrow.clone());
-        Ok(AtHand::Lent(Box::new(Layer { weight: parked.at_hand()?, bias, narrow, parked: None, tiled: None })))
+        let weight = parked.at_hand()?;
+        Ok(AtHand::Lent(Box::new(Layer { weight, bias, narrow, parked: None, tiled: None, copies: self.copies })))
     }
 
     /// From now on the weight `[n, 3 3 c]` lies in tiles, unless it waits on the host.
@@ -81,6 +84,13 @@ impl Layer {
     fn clear(&mut self) -> Result<()> {
         let (gpu, _) = place(&self.weight)?;
         self.weight = transfer::empty(gpu, self.weight.dtype(), &[self.outputs(), 0])?;
+        Ok(())
+    }
+
+    /// Takes another bias, in f32.
+    pub(crate) fn replace_bias(&mut self, bias: Tensor) -> Result<()> {
+        self.narrow = Some(bias.cast(self.weight.dtype())?);
+        self.bias = Some(bias);
         Ok(())
     }
 
@@ -113,9 +123,13 @@ pub(super) fn forward_with(x: &Tensor, layer: &Layer, after: &Finish) -> Result<
     let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();
     let (depth, columns) = (x.last_dim(), layer.outputs());
     if plain {
-        let tiles = Tiles { residual: optional(after.residual)?, ..tiles(x, layer, &out)? };
+        let copied =
+            after.residual.filter(|_| layer.copies).map_or(Ok(None), |residual| narrow::copy(&out, residual))?;
+        let (norm, copy) = copied.unzip();
+        let narrow = copy.as_ref().map_or(Ok([0; 2]), narrow::Rows::places)?;
+        let tiles = Tiles { residual: optional(after.residual)?, norm, narrow, ..tiles(x, layer, &out)? };
         // SAFETY: the sizes are the tensors' own, which the caller compared.
-        if unsafe { gpu.tiles_into(&out, &tiles)? } {
+        if unsafe { gpu.tiles_into(&out, &tiles, copy)? } {
             return Ok(out);
         }
     }
@@ -196,5 +210,6 @@ fn tiles(x: &Tensor, layer: &Layer, out: &Tensor) -> Result<Tiles> {
         gated: false,
         scales: None,
         norm: None,
+        narrow: [0; 2],
     })
 }

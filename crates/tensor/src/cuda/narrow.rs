@@ -8,7 +8,7 @@ use super::linear::Layer;
 use super::parked::Parked;
 use super::product::{Matrix, Product};
 use super::profile::Work;
-use super::tiles::Tiles;
+use super::tiles::{RowNorm, Tiles};
 use super::{fresh, place, transfer};
 use crate::{DType, Result, Tensor};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    fn empty(gpu: &'static Gpu, shape: &[usize], dtype: DType) -> Result<Rows> {
+    pub(super) fn empty(gpu: &'static Gpu, shape: &[usize], dtype: DType) -> Result<Rows> {
         let count: usize = shape.iter().product();
         let rows = count / shape.last().copied().unwrap_or(1).max(1);
         Ok(Rows {
@@ -58,11 +58,20 @@ impl Rows {
         self.scales.len()
     }
 
+    /// The shape of as many rows of another width.
+    fn shape_of(&self, width: usize) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = width;
+        }
+        shape
+    }
+
     fn width(&self) -> usize {
         self.shape.last().copied().unwrap_or(0)
     }
 
-    fn places(&self) -> Result<[u64; 2]> {
+    pub(super) fn places(&self) -> Result<[u64; 2]> {
         Ok([place(&self.bytes)?.1, place(&self.scales)?.1])
     }
 }
@@ -76,15 +85,42 @@ pub(crate) fn fits(weight: &Tensor) -> Result<bool> {
 
 /// The rows of `x` in 8 bits.
 pub(crate) fn rows(x: &Tensor) -> Result<Rows> {
+    rows_by(x, None)
+}
+
+/// The rows of `x`, whose columns have been given factors in f32, in 8 bits.
+fn rows_by(x: &Tensor, columns: Option<&Tensor>) -> Result<Rows> {
     let (gpu, from) = place(x)?;
     let out = Rows::empty(gpu, x.shape(), x.dtype())?;
-    let [to, scales] = out.places()?;
+    let ([to, scales], columns) = (out.places()?, optional(columns)?);
     let kernel = gpu.kernel(Family::Narrow, "narrow_rows", x.dtype())?;
     let (rows, c) = (out.rows() as i64, out.width() as i32);
     let grid = [out.rows().div_ceil(4) as u32, 1, 1];
     // SAFETY: the sizes are the tensors' own; a block has four rows.
-    unsafe { gpu.launch("narrow", kernel, grid, 128, 0, &[&from, &to, &scales, &rows, &c])? };
+    unsafe { gpu.launch("narrow", kernel, grid, 128, 0, &[&from, &columns, &to, &scales, &rows, &c])? };
     Ok(out)
+}
+
+/// The weights of two layers in 8 bits, the second of which reads the gated outputs of the first, which is behind a layer norm:
+/// between them numbers have a size that 8 bits hold without a scale for each row. With them the bias that the first has then.
+pub(crate) fn gated_pair(first: &Layer, next: &Layer) -> Result<([Rows; 2], Tensor)> {
+    let (gpu, weight) = place(&first.weight)?;
+    let (outputs, count) = (first.weight.dim(0), next.weight.last_dim());
+    let narrow = rows(&first.weight)?;
+    let bias = match &first.bias {
+        Some(bias) => bias.clone(),
+        None => Tensor::zeros(first.weight.device(), DType::F32, &[outputs])?,
+    };
+    let ((sized, to), (columns, factors)) = (fresh(gpu, DType::F32, &[outputs])?, fresh(gpu, DType::F32, &[count])?);
+    let ((_, bias), (_, scales)) = (place(&bias)?, place(&narrow.scales)?);
+    let kernel = gpu.kernel(Family::Narrow, "gated_sizes", first.weight.dtype())?;
+    let (n, c) = (count as i32, first.weight.last_dim() as i32);
+    let grid = [count.div_ceil(4) as u32, 1, 1];
+    // SAFETY: the sizes are the tensors' own; the first layer has twice as many outputs as the second inputs.
+    unsafe {
+        gpu.launch("narrow", kernel, grid, 128, 0, &[&weight, &bias, &scales, &to, &factors, &n, &c])?;
+    }
+    Ok(([narrow, rows_by(&next.weight, Some(&columns))?], sized))
 }
 
 /// The widest rows that [`layer_norm`] takes.
@@ -136,14 +172,10 @@ pub(crate) fn geglu(both: &Tensor) -> Result<Rows> {
 }
 
 /// A product of rows and a weight in 8 bits, with a new tensor for it, as this crate's own kernel is told of it.
-fn tiles(x: &Rows, weight: &Rows, layer: &Layer, gated: bool) -> Result<(Tensor, Tiles)> {
+fn tiles(x: &Rows, weight: &Rows, layer: &Layer) -> Result<(Tensor, Tiles)> {
     let (gpu, _) = place(&x.bytes)?;
-    let columns = weight.rows() / if gated { 2 } else { 1 };
-    let mut shape = x.shape.clone();
-    if let Some(last) = shape.last_mut() {
-        *last = columns;
-    }
-    let (tensor, out) = fresh(gpu, x.dtype, &shape)?;
+    let columns = weight.rows();
+    let (tensor, out) = fresh(gpu, x.dtype, &x.shape_of(columns))?;
     let ([x_at, x_scales], [weight, scales]) = (x.places()?, weight.places()?);
     let tiles = Tiles {
         rows: x.rows(),
@@ -155,18 +187,36 @@ fn tiles(x: &Rows, weight: &Rows, layer: &Layer, gated: bool) -> Result<(Tensor,
         bias: optional(layer.bias.as_ref())?,
         residual: 0,
         out,
-        gated,
+        gated: false,
         scales: Some([x_scales, scales]),
         norm: None,
+        narrow: [0; 2],
     };
     Ok((tensor, tiles))
 }
 
-/// First half of `x W^T + bias` times GELU of the second, of rows and a weight in 8 bits; none where this crate's own kernel
-/// does not take it.
-pub(crate) fn forward_geglu(x: &Rows, weight: &Rows, layer: &Layer) -> Result<Option<Tensor>> {
+/// First half of `x W^T + bias` times GELU of the second in 8 bits, of rows and a weight in 8 bits; `norm`: of rows that are
+/// still to be normalised. None where this crate's own kernel does not take it. The layer is the first of a [`gated_pair`].
+pub(crate) fn forward_geglu(x: &Rows, norm: Option<RowNorm>, weight: &Rows, layer: &Layer) -> Result<Option<Rows>> {
     let (gpu, _) = place(&x.bytes)?;
-    let (out, tiles) = tiles(x, weight, layer, true)?;
+    let columns = weight.rows() / 2;
+    let out = Rows::empty(gpu, &x.shape_of(columns), x.dtype)?;
+    let ([x_at, x_scales], [w_at, scales]) = (x.places()?, weight.places()?);
+    let tiles = Tiles {
+        rows: x.rows(),
+        depth: x.width(),
+        columns,
+        dtype: x.dtype,
+        x: x_at,
+        weight: w_at,
+        bias: optional(layer.bias.as_ref())?,
+        residual: 0,
+        out: 0,
+        gated: true,
+        scales: Some([x_scales, scales]),
+        norm,
+        narrow: out.places()?,
+    };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     let done = unsafe { gpu.tiles(&tiles, 0)? };
     if done {
@@ -175,14 +225,37 @@ pub(crate) fn forward_geglu(x: &Rows, weight: &Rows, layer: &Layer) -> Result<Op
     Ok(done.then_some(out))
 }
 
-/// `x W^T + bias + residual` of rows and a weight in 8 bits; none where cuBLASLt does not take it.
+/// `x W^T + bias` of rows in 8 bits that are still to be normalised; none where this crate's own kernel does not take it.
+pub(crate) fn forward_normed(x: &Rows, norm: RowNorm, weight: &Rows, layer: &Layer) -> Result<Option<Tensor>> {
+    let (gpu, _) = place(&x.bytes)?;
+    let (out, plain) = tiles(x, weight, layer)?;
+    let tiles = Tiles { norm: Some(norm), ..plain };
+    // SAFETY: the sizes are the tensors' own, which the caller compared.
+    let done = unsafe { gpu.tiles(&tiles, 0)? };
+    if done {
+        crate::meter::count(x.rows(), x.width(), weight.rows());
+    }
+    Ok(done.then_some(out))
+}
+
+/// Where a copy of a product's result goes and the sums that tell how large it is, if those of the residual's rows are known.
+pub(super) fn copy(out: &Tensor, residual: &Tensor) -> Result<Option<(RowNorm, Rows)>> {
+    let (gpu, _) = place(out)?;
+    let norm = RowNorm::of(residual, 0.0)?;
+    norm.map(|norm| Ok((norm, Rows::empty(gpu, out.shape(), out.dtype())?))).transpose()
+}
+
+/// `x W^T + bias + residual` of rows and a weight in 8 bits; none where cuBLASLt does not take it. Where the sums of the
+/// residual's rows are known, the result may be left in 8 bits beside itself.
 pub(crate) fn forward(x: &Rows, weight: &Rows, layer: &Layer, residual: Option<&Tensor>) -> Result<Option<Tensor>> {
     let (gpu, _) = place(&x.bytes)?;
     crate::meter::count(x.rows(), x.width(), weight.rows());
-    let (out, plain) = tiles(x, weight, layer, false)?;
-    let tiles = Tiles { residual: optional(residual)?, ..plain };
+    let (out, plain) = tiles(x, weight, layer)?;
+    let (norm, copy) = residual.map_or(Ok(None), |residual| copy(&out, residual))?.unzip();
+    let narrow = copy.as_ref().map_or(Ok([0; 2]), Rows::places)?;
+    let tiles = Tiles { residual: optional(residual)?, norm, narrow, ..plain };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
-    if unsafe { gpu.tiles(&tiles, 0)? } {
+    if unsafe { gpu.tiles_into(&out, &tiles, copy)? } {
         return Ok(Some(out));
     }
     let at = |t: Option<&Tensor>| t.map(|t| place(t).map(|(_, at)| at)).transpose();

@@ -4,6 +4,7 @@
 use super::gpu::{Argument, Gpu};
 use super::kernels::{Family, HOPPERS};
 use super::linear::Layer;
+use super::narrow::Rows;
 use super::profile::Work;
 use super::{fresh, place, transfer};
 use crate::tensor::Sums;
@@ -76,18 +77,36 @@ pub(super) struct Tiles {
     pub(super) gated: bool,
     /// Where `x` and `weight` are 8-bit numbers: the scales of their rows, f32.
     pub(super) scales: Option<[u64; 2]>,
-    /// Where rows of `x` are to be normalised.
+    /// Where rows of `x` are to be normalised; where the result is copied in 8 bits, of the residual instead.
     pub(super) norm: Option<RowNorm>,
+    /// Where the result goes in 8 bits, and the scales of its rows: of 8-bit numbers that gate others, and alone; beside
+    /// `out` of those with a residual, where a norm of its rows is known; 0 elsewhere.
+    pub(super) narrow: [u64; 2],
+}
+
+/// What a product leaves beside its result for the layer norms that read it.
+#[derive(Clone)]
+pub(crate) struct Left {
+    /// Sums of each row's parts and of their squares, f32 `[rows, parts, 2]`.
+    pub(crate) sums: Tensor,
+    /// The same in 8 bits.
+    pub(crate) copy: Option<Rows>,
 }
 
 /// A layer norm in front of a product whose weight was made by [`fold`].
 #[derive(Clone, Copy)]
-pub(super) struct RowNorm {
+pub(crate) struct RowNorm {
     /// Sums of each row's parts and of their squares, f32.
     pub(super) sums: u64,
     pub(super) parts: usize,
     pub(super) eps: f32,
 }
+
+/// As the kernel reads them: the scales of x's rows, of the weight's and of the 8-bit result's.
+#[repr(C)]
+struct Scales([u64; 3]);
+
+impl Argument for Scales {}
 
 /// As the kernel reads it.
 #[repr(C)]
@@ -102,8 +121,8 @@ impl Argument for Norm {}
 
 impl RowNorm {
     /// The norm of a tensor's rows, where the product that wrote them left their sums.
-    pub(super) fn of(x: &Tensor, eps: f32) -> Result<Option<RowNorm>> {
-        let Some(sums) = x.row_sums() else { return Ok(None) };
+    pub(crate) fn of(x: &Tensor, eps: f32) -> Result<Option<RowNorm>> {
+        let Some(Left { sums, .. }) = x.left() else { return Ok(None) };
         let (rows, parts) = (sums.dim(0), sums.dim(1) / 2);
         if rows * x.last_dim() != x.len() || parts * PLAIN != x.last_dim() {
             return Ok(None);
@@ -150,8 +169,9 @@ impl Tiles {
         let kept = if self.gated { GATED / 2 } else { PLAIN };
         let aligned = [self.x, self.weight, self.bias, self.residual, self.out].iter().all(|at| at % 16 == 0);
         let deep = DEPTH / self.operand().map_or(1, DType::bytes);
-        // In 8 bits the library is as fast on all but deep products.
-        let gains = self.scales.is_none() || self.gated || self.depth > 2 * self.columns;
+        // In 8 bits the library is as fast where nothing else is to be done, but for deep products.
+        let more = self.gated || self.norm.is_some() || self.depth > 2 * self.columns;
+        let gains = self.scales.is_none() || more;
         let fits = gpu.arch == HOPPERS
             && self.dtype != DType::F32
             && aligned
@@ -177,7 +197,8 @@ impl Tiles {
             said(self.bias != 0, " + bias"),
             said(self.residual != 0, " + residual"),
             said(gated, ", GEGLU"),
-            said(self.norm.is_some(), ", normalised"),
+            said(self.norm.is_some() && (gated || self.narrow[0] == 0), ", normalised"),
+            said(!gated && self.narrow[0] != 0, ", copied in 8 bits"),
         ]
         .concat();
         let outputs = rows * columns * (1 + usize::from(self.residual != 0));
@@ -203,7 +224,8 @@ impl Gpu {
         };
         let swizzle = match part.first().map_or(0, |first| first * bytes) {
             64 => Swizzle::CU_TENSOR_MAP_SWIZZLE_64B,
-            _ => Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            128 => Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            _ => Swizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
         };
         let strides: Vec<u64> = sizes
             .iter()
@@ -237,14 +259,16 @@ impl Gpu {
         Ok(map)
     }
 
-    /// As [`Gpu::tiles`] into `out`, with which it leaves its rows' sums where a layer norm may ask for them.
+    /// As [`Gpu::tiles`] into `out`, with which it leaves its rows' sums where a layer norm may ask for them, and the copy
+    /// in 8 bits whose places the product has.
     ///
     /// # Safety
     /// As [`Gpu::tiles`].
-    pub(super) unsafe fn tiles_into(&'static self, out: &Tensor, tiles: &Tiles) -> Result<bool> {
+    pub(super) unsafe fn tiles_into(&'static self, out: &Tensor, tiles: &Tiles, copy: Option<Rows>) -> Result<bool> {
         let parts = tiles.columns / PLAIN;
-        // Rows that others are added to, or that begin such a chain.
-        let asked = !tiles.gated && parts <= PARTS && parts.is_multiple_of(2) && (tiles.residual | tiles.bias) != 0;
+        // Rows that others are added to, or that begin such a chain, in 16 bits.
+        let begins = tiles.bias != 0 && tiles.scales.is_none();
+        let asked = !tiles.gated && parts <= PARTS && parts.is_multiple_of(2) && (tiles.residual != 0 || begins);
         let sums = match asked && tiles.kept(self).is_some() {
             true => Some(transfer::empty(self, DType::F32, &[tiles.rows, 2 * parts])?),
             false => None,
@@ -253,7 +277,7 @@ impl Gpu {
         // SAFETY: as here; the sums are as many as the result has rows and tiles across.
         let done = unsafe { self.tiles(tiles, leave)? };
         if done {
-            out.keep_sums(sums.map(Sums::Rows));
+            out.keep_sums(sums.map(|sums| Sums::Rows(Box::new(Left { sums, copy }))));
         }
         Ok(done)
     }
@@ -275,26 +299,38 @@ impl Gpu {
         let weight = self.matrix(kind, tiles.weight, &[depth, weights], &[deep, kept])?;
         // Of the result a group of four warps has 64 rows.
         let part = [if kept % 64 == 0 { 64 } else { 32 }, ROWS / 2];
-        let out = self.matrix(Some(dtype), tiles.out, &[columns, rows], &part)?;
+        let bytes_at = |at| self.matrix(None, at, &[columns, rows], &[kept, ROWS / 2]);
+        let out = match (gated, kind) {
+            (true, None) => bytes_at(tiles.narrow[0])?,
+            _ => self.matrix(Some(dtype), tiles.out, &[columns, rows], &part)?,
+        };
+        let copy = match tiles.narrow[0] {
+            0 => out,
+            at => bytes_at(at)?,
+        };
         let residual = match tiles.residual {
             0 => out,
             at => self.matrix(Some(dtype), at, &[columns, rows], &part)?,
         };
         let (name, width) = match (gated, kind) {
-            (false, Some(_)) => ("plain", PLAIN),
             (true, Some(_)) => ("gated", GATED),
-            (false, None) => ("plain_narrow", PLAIN),
             (true, None) => ("gated_narrow", GATED),
+            (false, Some(_)) if tiles.narrow[0] != 0 => ("added_copied", PLAIN),
+            (false, Some(_)) if tiles.residual != 0 => ("added", PLAIN),
+            (false, None) if tiles.residual != 0 => ("added_narrow", PLAIN),
+            // The sums of the result's rows are left.
+            (false, Some(_)) if leave != 0 => ("begun", PLAIN),
+            (false, Some(_)) => ("plain", PLAIN),
+            (false, None) => ("plain_narrow", PLAIN),
         };
         let kernel = self.kernel_for(Family::Tiles, width, name, Some(dtype), SHARED)?;
         let (down, across) = (rows.div_ceil(ROWS), columns / kept);
         let grid = [(down * across).min(self.multiprocessors as usize) as u32, 1, 1];
         // A weight that is much larger than the input is read once, else the input.
         let row_first = weights <= 2 * rows;
-        let plan =
-            [rows, columns, depth / deep, down, across, usize::from(row_first), usize::from(tiles.residual != 0)];
-        let plan = plan.map(|size| size as i32);
+        let plan = [rows, columns, depth / deep, down, across, usize::from(row_first)].map(|size| size as i32);
         let [xs, ws] = tiles.scales.unwrap_or_default();
+        let scales = Scales([xs, ws, tiles.narrow[1]]);
         let norm = match tiles.norm {
             Some(RowNorm { sums, parts, eps }) => Norm { sums, leave, parts: parts as i32, eps },
             None => Norm { sums: 0, leave, parts: 0, eps: 0.0 },
@@ -302,7 +338,8 @@ impl Gpu {
         self.note("tiles", || tiles.work());
         // SAFETY: the caller vouches for the addresses; the copy engine stays within what was described to it.
         unsafe {
-            let arguments: [&dyn Argument; 9] = [&x, &weight, &residual, &out, &tiles.bias, &xs, &ws, &plan, &norm];
+            let arguments: [&dyn Argument; 9] =
+                [&x, &weight, &residual, &out, &copy, &tiles.bias, &scales, &plan, &norm];
             self.launch("tiles", kernel, grid, 384, SHARED as u32, &arguments)?;
         }
         Ok(true)

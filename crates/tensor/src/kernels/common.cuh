@@ -24,8 +24,24 @@ __device__ __forceinline__ u16 float_to_f16(float x) {
 }
 #endif
 
+#if !defined HOST_CHECK && (!defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 890)
+// Two numbers in 8 bits (e4m3), rounded to nearest even, the first in the low byte; what is too large becomes the largest.
+// Of a row's sixteen numbers the first two of each half lie side by side, then their next two and so on, as a thread of a
+// product has them: numbers 0, 1, 8, 9, 2, 3, 10, 11, 4, ...
+__device__ __forceinline__ u16 eights(float low, float high) {
+    u16 r;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+    return r;
+}
+#endif
+
 __device__ __forceinline__ u32 bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(u32 bits) { return __uint_as_float(bits); }
+
+// The largest power of two that is not above x, of a size that has a reciprocal.
+__device__ __forceinline__ float largest_power(float x) {
+    return float_of(min(max(bits_of(x) >> 23, 1u), 252u) << 23);
+}
 
 #ifndef INFINITY
 #define INFINITY float_of(0x7f800000u)

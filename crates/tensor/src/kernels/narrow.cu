@@ -2,14 +2,6 @@
 // Cards before Ada Lovelace have no such numbers and no such kernels.
 
 #if defined HOST_CHECK || !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 890
-#ifndef HOST_CHECK
-// Two numbers, rounded to nearest even, the first in the low byte; what is too large becomes the largest.
-__device__ __forceinline__ u16 eights(float low, float high) {
-    u16 r;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
-    return r;
-}
-#endif
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
     for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
@@ -19,16 +11,21 @@ __device__ __forceinline__ float warp_max(float x) {
 // The scale of a row whose largest number is `top`, at which that becomes 448.
 __device__ __forceinline__ float scale_of(float top) { return top > 0.0f ? top / 448.0f : 1.0f; }
 
-// Eight numbers by a factor into eight bytes.
-__device__ __forceinline__ void put8(u8 *to, const float (&x)[8], float factor) {
+// Eight numbers of a row by a factor, the `at`th eight, into their places among sixteen (see `eights`), of whose other half
+// the thread beside this one calls with.
+__device__ __forceinline__ void put8(u8 *row, int at, const float (&x)[8], float factor) {
     u32 low = eights(x[0] * factor, x[1] * factor) | (u32)eights(x[2] * factor, x[3] * factor) << 16;
     u32 high = eights(x[4] * factor, x[5] * factor) | (u32)eights(x[6] * factor, x[7] * factor) << 16;
-    *(u64 *)to = low | (u64)high << 32;
+    bool second = at & 1;
+    u32 other = __shfl_xor_sync(3u << (threadIdx.x & 30), second ? low : high, 1);
+    u32 first = second ? other : low, last = second ? high : other;
+    *(u64 *)(row + at * 8) = first & 0xffff | last << 16 | (u64)(first >> 16 | last & 0xffff0000) << 32;
 }
 
-// x [rows, c] -> out [rows, c] in 8 bits and the rows' scales. A warp for each row, 4 in a block; c is a multiple of 8.
+// x [rows, c], each column times its factor where there are some, -> out [rows, c] in 8 bits and the rows' scales. A warp for
+// each row, 4 in a block; c is a multiple of 16.
 template <typename T>
-__device__ __forceinline__ void narrow_rows(const T *x, u8 *out, float *scales, i64 rows, int c) {
+__device__ __forceinline__ void narrow_rows(const T *x, const float *columns, u8 *out, float *scales, i64 rows, int c) {
     i64 row = blockIdx.x * 4ll + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -37,23 +34,58 @@ __device__ __forceinline__ void narrow_rows(const T *x, u8 *out, float *scales, 
     for (int i = lane; i < c / 8; i += 32) {
         Pack<T> p = from[i];
 #pragma unroll
-        for (int j = 0; j < 8; j++) top = fmaxf(top, fabsf(to_float(p.x[j])));
+        for (int j = 0; j < 8; j++) top = fmaxf(top, fabsf(to_float(p.x[j]) * (columns ? columns[i * 8 + j] : 1.0f)));
     }
     float scale = scale_of(warp_max(top)), factor = 1.0f / scale;
     for (int i = lane; i < c / 8; i += 32) {
         Pack<T> p = from[i];
         float y[8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) y[j] = to_float(p.x[j]);
-        put8(out + row * c + i * 8, y, factor);
+        for (int j = 0; j < 8; j++) y[j] = to_float(p.x[j]) * (columns ? columns[i * 8 + j] : 1.0f);
+        put8(out + row * c, i, y, factor);
     }
     if (lane == 0) scales[row] = scale;
 }
-#define NARROW_ROWS(T) (const T *x, u8 *out, float *scales, i64 rows, int c)
-KERNEL_OF(narrow_rows, f16, f16, NARROW_ROWS, (x, out, scales, rows, c))
-KERNEL_OF(narrow_rows, bf16, bf16, NARROW_ROWS, (x, out, scales, rows, c))
+#define NARROW_ROWS(T) (const T *x, const float *columns, u8 *out, float *scales, i64 rows, int c)
+KERNEL_OF(narrow_rows, f16, f16, NARROW_ROWS, (x, columns, out, scales, rows, c))
+KERNEL_OF(narrow_rows, bf16, bf16, NARROW_ROWS, (x, columns, out, scales, rows, c))
 
-// As `narrow_rows` of the layer norm of x; c is at most 8 * 32 * P.
+// The square of a row's length, by a warp.
+template <typename T> __device__ __forceinline__ float row_square(const T *row, int c) {
+    const Pack<T> *from = (const Pack<T> *)row;
+    float sum = 0.0f;
+    for (int i = threadIdx.x % 32; i < c / 8; i += 32) {
+        Pack<T> p = from[i];
+#pragma unroll
+        for (int k = 0; k < 8; k++) sum += to_float(p.x[k]) * to_float(p.x[k]);
+    }
+    return warp_sum(sum);
+}
+
+// Brings the gated outputs of a layer behind a layer norm, w [2 count, c] and bias, to a size near one, so that 8 bits hold
+// them without a scale for each row: on normalised rows an output is about as large as its weight's row is long. Each of
+// the first `count` has its power of two in scales and in sized, where bias goes, and what undoes it in columns [count]. A
+// warp for each, 4 in a block.
+template <typename T>
+__device__ __forceinline__ void gated_sizes(const T *w, const float *bias, float *scales, float *sized, float *columns,
+                                            int count, int c) {
+    int j = blockIdx.x * 4 + threadIdx.x / 32, gate = j + count;
+    if (j >= count) return;
+    float one = row_square(w + (i64)j * c, c) + bias[j] * bias[j];
+    float other = row_square(w + (i64)gate * c, c) + bias[gate] * bias[gate];
+    float factor = largest_power(1.0f / fminf(fmaxf(sqrtf(one) * sqrtf(other), 1e-6f), 1e6f));
+    if (threadIdx.x % 32) return;
+    scales[j] *= factor;
+    sized[j] = bias[j] * factor;
+    sized[gate] = bias[gate];
+    columns[j] = 1.0f / factor;
+}
+#define GATED_SIZES(T)                                                                                                 \
+    (const T *w, const float *bias, float *scales, float *sized, float *columns, int count, int c)
+KERNEL_OF(gated_sizes, f16, f16, GATED_SIZES, (w, bias, scales, sized, columns, count, c))
+KERNEL_OF(gated_sizes, bf16, bf16, GATED_SIZES, (w, bias, scales, sized, columns, count, c))
+
+// As `narrow_rows` without factors of the layer norm of x; c is at most 8 * 32 * P.
 template <typename T, int P>
 __device__ __forceinline__ void norm_packs(const Pack<T> *from, const float *weight, const float *bias, u8 *out,
                                            float *scale_at, int c, float eps) {
@@ -99,7 +131,7 @@ __device__ __forceinline__ void norm_packs(const Pack<T> *from, const float *wei
 #pragma unroll
     for (int i = 0; i < P; i++) {
         int at = lane + 32 * i;
-        if (at < packs) put8(out + at * 8, y[i], factor);
+        if (at < packs) put8(out, at, y[i], factor);
     }
     if (lane == 0) *scale_at = scale;
 }
@@ -120,7 +152,7 @@ KERNEL_OF(narrow_norm, f16, f16, NARROW_NORM, (x, weight, bias, out, scales, row
 KERNEL_OF(narrow_norm, bf16, bf16, NARROW_NORM, (x, weight, bias, out, scales, rows, c, eps))
 
 // As `narrow_rows` of both [rows, 2 width]'s first half times GELU of the second. A block of 128 threads for each row;
-// width is a multiple of 8 and at most 8 * 128 * 5.
+// width is a multiple of 16 and at most 8 * 128 * 5.
 template <typename T>
 __device__ __forceinline__ void narrow_geglu(const T *both, u8 *out, float *scales, int width) {
     __shared__ float tops[4];
@@ -147,7 +179,7 @@ __device__ __forceinline__ void narrow_geglu(const T *both, u8 *out, float *scal
 #pragma unroll
     for (int i = 0; i < 5; i++) {
         int at = threadIdx.x + 128 * i;
-        if (at < packs) put8(out + (i64)blockIdx.x * width + at * 8, y[i], factor);
+        if (at < packs) put8(out + (i64)blockIdx.x * width, at, y[i], factor);
     }
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
 }

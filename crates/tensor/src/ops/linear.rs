@@ -13,6 +13,8 @@ pub struct Linear {
     pub(super) eights: Option<cuda::narrow::Rows>,
     /// Whether it took over the norm before it; see [`Linear::behind_norm`].
     pub(super) folded: bool,
+    /// Whether what it gates has a size for 8 bits; see [`Linear::narrow_gated`].
+    pub(super) sized: bool,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) device: Device,
@@ -93,6 +95,7 @@ impl Linear {
             packed,
             eights: None,
             folded: false,
+            sized: false,
             inputs: k,
             outputs: n,
             device,

@@ -32,15 +32,25 @@ pub struct NormedRows {
 impl NormedRows {
     /// The product by the layer itself, gated or not; none where it cannot.
     fn by(&self, layer: &Linear, gated: bool) -> Result<Option<Tensor>> {
-        match &layer.packed {
-            Packed::Cuda(layer) => cuda::linear::forward_normed(&self.x, &*layer.at_hand()?, self.eps, gated),
-            Packed::Cpu(..) => Ok(None),
+        match (&layer.packed, &layer.eights) {
+            (Packed::Cuda(layer), None) => cuda::linear::forward_normed(&self.x, &*layer.at_hand()?, self.eps, gated),
+            (Packed::Cuda(layer), Some(weight)) if !gated => match self.narrow()? {
+                Some((x, norm)) => cuda::narrow::forward_normed(&x, norm, &weight.at_hand()?, layer),
+                None => Ok(None),
+            },
+            _ => Ok(None),
         }
     }
 
-    /// The rows, normalised.
-    fn plain(&self) -> Result<Rows> {
-        super::layer_norm(&self.x, &self.weight, Some(&self.bias), self.eps).map(Rows::Plain)
+    /// The rows in 8 bits and the norm that they still need, where the product that wrote them left both.
+    fn narrow(&self) -> Result<Option<(cuda::narrow::Rows, cuda::tiles::RowNorm)>> {
+        let copy = self.x.left().and_then(|left| left.copy);
+        Ok(copy.zip(cuda::tiles::RowNorm::of(&self.x, self.eps)?))
+    }
+
+    /// The rows, normalised, as the layer reads them.
+    fn plain(&self, next: &Linear) -> Result<Rows> {
+        normalised(next, &self.x, &self.weight, &self.bias, self.eps)
     }
 }
 
@@ -65,19 +75,24 @@ impl std::fmt::Debug for NarrowRows {
 /// # Errors
 /// As [`super::layer_norm`].
 pub fn layer_norm_for(next: &Linear, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Rows> {
-    match next.eights {
-        Some(_) if !x.is_empty() && x.last_dim() <= cuda::narrow::WIDEST_NORM && x.dtype() == next.dtype() => {
-            let weight = channels("layer_norm", "the weight", weight, x, x.last_dim())?;
-            let bias = channels("layer_norm", "the bias", bias, x, x.last_dim())?;
-            Ok(Rows::Narrow(NarrowRows(cuda::narrow::layer_norm(x, &weight, &bias, eps)?)))
-        }
-        None if next.folded && x.dtype() == next.dtype() && x.row_sums().is_some() => {
-            next.check(x)?;
-            let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
-            Ok(Rows::Normed(NormedRows { x, weight, bias, eps }))
-        }
-        _ => super::layer_norm(x, weight, Some(bias), eps).map(Rows::Plain),
+    let left = x.left().filter(|_| next.folded && x.dtype() == next.dtype());
+    if left.is_some_and(|left| next.eights.is_none() || left.copy.is_some()) {
+        next.check(x)?;
+        let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+        return Ok(Rows::Normed(NormedRows { x, weight, bias, eps }));
     }
+    normalised(next, x, weight, bias, eps)
+}
+
+/// As [`layer_norm_for`], here and now.
+fn normalised(next: &Linear, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Rows> {
+    let narrow = next.eights.is_some() && !x.is_empty() && x.last_dim() <= cuda::narrow::WIDEST_NORM;
+    if narrow && x.dtype() == next.dtype() {
+        let weight = channels("layer_norm", "the weight", weight, x, x.last_dim())?;
+        let bias = channels("layer_norm", "the bias", bias, x, x.last_dim())?;
+        return Ok(Rows::Narrow(NarrowRows(cuda::narrow::layer_norm(x, &weight, &bias, eps)?)));
+    }
+    super::layer_norm(x, weight, Some(bias), eps).map(Rows::Plain)
 }
 
 impl Linear {
@@ -87,7 +102,7 @@ impl Linear {
     /// # Errors
     /// What the device says; no memory.
     pub fn narrow(&mut self) -> Result<bool> {
-        let Packed::Cuda(layer) = &mut self.packed else { return Ok(false) };
+        let Packed::Cuda(layer) = &self.packed else { return Ok(false) };
         if self.eights.is_some() {
             return Ok(true);
         }
@@ -95,14 +110,56 @@ impl Linear {
         if !cuda::narrow::fits(&whole.weight)? {
             return Ok(false);
         }
-        let mut eights = cuda::narrow::rows(&whole.weight)?;
+        let eights = cuda::narrow::rows(&whole.weight)?;
         drop(whole);
-        // The library decides, which a small product tells.
-        let trial = Tensor::zeros(&self.device, self.dtype, &[16, self.inputs])?;
-        if cuda::narrow::forward(&cuda::narrow::rows(&trial)?, &eights, layer, None)?.is_none() {
+        Ok(self.takes(&eights)? && self.replace(eights)?)
+    }
+
+    /// As [`Linear::narrow`] of this layer and of the one that reads its gated outputs, see [`Linear::forward_geglu_for`];
+    /// where this one is behind a norm, they get a size that needs no scale for each row.
+    ///
+    /// # Errors
+    /// As [`Linear::narrow`].
+    pub fn narrow_gated(&mut self, next: &mut Linear) -> Result<bool> {
+        let (Packed::Cuda(first), Packed::Cuda(second)) = (&self.packed, &next.packed) else { return Ok(false) };
+        let whole = [first.at_hand()?, second.at_hand()?];
+        let fits = cuda::narrow::fits(&whole[0].weight)? && cuda::narrow::fits(&whole[1].weight)?;
+        let new = self.eights.is_none() && next.eights.is_none();
+        if !self.folded || self.outputs != 2 * next.inputs || !fits || !new {
+            drop(whole);
+            return Ok(self.narrow()? && next.narrow()?);
+        }
+        let ([one, other], bias) = cuda::narrow::gated_pair(&whole[0], &whole[1])?;
+        drop(whole);
+        if !self.takes(&one)? || !next.takes(&other)? {
             return Ok(false);
         }
-        if layer.drop_weight()? {
+        if let Packed::Cuda(layer) = &mut self.packed {
+            layer.replace_bias(bias)?;
+        }
+        self.sized = true;
+        Ok(self.replace(one)? && next.replace(other)?)
+    }
+
+    /// Whether products with these as weight can be computed: the library decides, which a small one tells.
+    fn takes(&self, eights: &cuda::narrow::Rows) -> Result<bool> {
+        let Packed::Cuda(layer) = &self.packed else { return Ok(false) };
+        let trial = Tensor::zeros(&self.device, self.dtype, &[16, self.inputs])?;
+        Ok(cuda::narrow::forward(&cuda::narrow::rows(&trial)?, eights, layer, None)?.is_some())
+    }
+
+    /// From now on what reads this layer's results computes in 8 bits: results may be left in those beside themselves.
+    pub fn copy_in_eight(&mut self) {
+        if let Packed::Cuda(layer) = &mut self.packed {
+            layer.copies = true;
+        }
+    }
+
+    /// From now on these are the weight; true.
+    fn replace(&mut self, mut eights: cuda::narrow::Rows) -> Result<bool> {
+        if let Packed::Cuda(layer) = &mut self.packed
+            && layer.drop_weight()?
+        {
             eights.park()?;
         }
         self.eights = Some(eights);
@@ -119,7 +176,7 @@ impl Linear {
             Rows::Narrow(NarrowRows(x)) => self.forward_narrow(x, residual),
             Rows::Normed(rows) => match residual.is_none().then(|| rows.by(self, false)).transpose()?.flatten() {
                 Some(y) => Ok(y),
-                None => self.forward_rows(&rows.plain()?, residual),
+                None => self.forward_rows(&rows.plain(self)?, residual),
             },
         }
     }
@@ -129,23 +186,38 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward_geglu`].
     pub fn forward_geglu_for(&self, next: &Linear, x: &Rows) -> Result<Rows> {
+        if next.eights.is_some()
+            && let Some(gated) = self.gate_narrow(x)?
+        {
+            return Ok(Rows::Narrow(NarrowRows(gated)));
+        }
         if let Rows::Normed(rows) = x {
-            return match rows.by(self, true)? {
-                Some(gated) if next.eights.is_none() => Ok(Rows::Plain(gated)),
-                _ => self.forward_geglu_for(next, &rows.plain()?),
+            return match next.eights.is_none().then(|| rows.by(self, true)).transpose()?.flatten() {
+                Some(gated) => Ok(Rows::Plain(gated)),
+                None => self.forward_geglu_for(next, &rows.plain(self)?),
             };
         }
         if next.eights.is_some() && self.outputs / 2 <= cuda::narrow::WIDEST_GEGLU && self.dtype == next.dtype {
-            if let (Rows::Narrow(NarrowRows(x)), Packed::Cuda(layer), Some(weight)) = (x, &self.packed, &self.eights)
-                && let Some(gated) = cuda::narrow::forward_geglu(x, &weight.at_hand()?, layer)?
-            {
-                return Ok(Rows::Narrow(NarrowRows(cuda::narrow::rows(&gated)?)));
-            }
             return Ok(Rows::Narrow(NarrowRows(cuda::narrow::geglu(&self.forward_rows(x, None)?)?)));
         }
         match x {
             Rows::Plain(x) if self.eights.is_none() => self.forward_geglu(x).map(Rows::Plain),
             _ => cuda::elementwise::geglu(&self.forward_rows(x, None)?).map(Rows::Plain),
+        }
+    }
+
+    /// [`Linear::forward_geglu_for`] by the layer itself in 8 bits, whose outputs have a size for them; none where it cannot.
+    fn gate_narrow(&self, x: &Rows) -> Result<Option<cuda::narrow::Rows>> {
+        let (Packed::Cuda(layer), Some(weight), true) = (&self.packed, &self.eights, self.sized) else {
+            return Ok(None);
+        };
+        match x {
+            Rows::Narrow(NarrowRows(x)) => cuda::narrow::forward_geglu(x, None, &weight.at_hand()?, layer),
+            Rows::Normed(rows) => match rows.narrow()? {
+                Some((x, norm)) => cuda::narrow::forward_geglu(&x, Some(norm), &weight.at_hand()?, layer),
+                None => Ok(None),
+            },
+            Rows::Plain(_) => Ok(None),
         }
     }
 
