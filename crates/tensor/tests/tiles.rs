@@ -198,6 +198,9 @@ fn wide_convolutions() {
             let (add_here, residual_here) = (there(&add), here(&residual));
             let given = here(&x);
             close(&convs[0].forward(&given).unwrap(), &exact[0].forward(&x).unwrap(), "convolution");
+            // Of numbers whose results 16 bits just hold.
+            let large = ops::scale(&x, 2048.0).unwrap();
+            close(&convs[0].forward(&here(&large)).unwrap(), &exact[0].forward(&large).unwrap(), "large convolution");
             let first = convs[0].forward_normed(&normed(&given, &ours[0], size), &Fused::default()).unwrap();
             let want = exact[0].forward(&normed(&x, &norms[0], size).done().unwrap()).unwrap();
             close(&first, &want, "norm, convolution");

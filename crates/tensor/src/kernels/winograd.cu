@@ -42,6 +42,8 @@ __device__ __forceinline__ void silu_of_both(float &a, float &b) {
 // is read; tiles of a block. SCALE: what pixels are multiplied by, so that elements are of their size. `taps`, `forth` and
 // `back` are the transforms of the weight, of pixels and of products.
 template <int FORM> struct Form;
+// Pixels are smaller by this on their way, as products of tiles may be some ten times a result before they are added up.
+const float ROOM = 0.0625f;
 // F(2, 3).
 template <> struct Form<0> {
     static const int IN = 4, PLANES = 4, OUT = 2, STEP = 2, ACROSS = 16, DOWN = 2;
@@ -309,7 +311,7 @@ __device__ __forceinline__ void forth(const T *x, T *out, Size size, Norm norm) 
                 for (int j = 0; j < W; j += 2) silu_of_both(y[j], y[j + 1]);
             // What surrounds the picture is nothing, normalised or not.
 #pragma unroll
-            for (int j = 0; j < W; j++) y[j] = there[i] ? F::SCALE * y[j] : 0.0f;
+            for (int j = 0; j < W; j++) y[j] = there[i] ? F::SCALE * ROOM * y[j] : 0.0f;
             kept[at] = rounded(y);
         }
     }
@@ -407,7 +409,7 @@ __device__ __forceinline__ void back(const T *m, const float *bias, const T *res
                 float value[N];
 #pragma unroll
                 for (int j = 0; j < N; j++) {
-                    value[j] = v[j][y] + more[j];
+                    value[j] = v[j][y] * (1.0f / ROOM) + more[j];
                     if (residual) value[j] += around[y][x].number(j);
                 }
                 Words<N> p = rounded(value);
