@@ -1,5 +1,6 @@
 //! Linear layers in 8 bits (e4m3) with a scale for each row of the input and of the weight: twice the arithmetic of 16
-//! bits on Hopper, at about three bits of mantissa.
+//! bits on Hopper, at about three bits of mantissa. Rows are rounded by the product that makes them where that is this
+//! crate's own (see [`super::tiles`]), else in a pass of their own.
 
 use super::elementwise::optional;
 use super::gpu::Gpu;
@@ -56,6 +57,11 @@ impl Rows {
 
     fn rows(&self) -> usize {
         self.scales.len()
+    }
+
+    /// The same rows, as many and as wide, of another shape.
+    pub(crate) fn shaped(self, shape: &[usize]) -> Rows {
+        Rows { shape: shape.to_vec(), ..self }
     }
 
     /// The shape of as many rows of another width.

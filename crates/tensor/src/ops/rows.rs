@@ -44,7 +44,7 @@ impl NormedRows {
 
     /// The rows in 8 bits and the norm that they still need, where the product that wrote them left both.
     fn narrow(&self) -> Result<Option<(cuda::narrow::Rows, cuda::tiles::RowNorm)>> {
-        let copy = self.x.left().and_then(|left| left.copy);
+        let copy = self.x.left().and_then(|left| left.copy).map(|copy| copy.shaped(self.x.shape()));
         Ok(copy.zip(cuda::tiles::RowNorm::of(&self.x, self.eps)?))
     }
 
