@@ -94,8 +94,8 @@ impl Part<'_> {
     /// Contexts of all rows, or of a `half` of the guidance.
     fn contexts(&self, plan: &Plan, conditions: &Conditions, half: Option<usize>, pictures: usize) -> Result<Contexts> {
         let Part { device, nets: (unet, identitynet), .. } = self;
-        let of_half = |text: Text| half.map_or_else(|| Ok(text.clone()), |half| text.half(half, device));
-        let Text { tokens, added, .. } = of_half(conditions.text.clone())?.of(pictures)?;
+        let own = half.map(|half| conditions.text.half(half, device)).transpose()?;
+        let Text { tokens, added, .. } = own.as_ref().unwrap_or(&conditions.text).of(pictures)?;
         let identity = conditions.identity.as_ref().map(|(tokens, hint)| {
             let tokens = half.map_or_else(|| Ok(tokens.clone()), |half| tokens.rows(half, 1)?.to_device(device))?;
             Ok::<_, Error>((each(&tokens, pictures)?, hint.to_device(device)?))

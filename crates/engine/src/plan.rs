@@ -130,7 +130,11 @@ impl Plan {
         let guidance = request.guidance.or(stack.about.guidance).unwrap_or(GUIDANCE);
         let guided = guidance > 1.0 && stack.takes_guidance();
         if let Some(second) = compute.second.take_if(|_| !guided) {
-            note = Some(format!("{second} has nothing to do: without guidance there is no second half of a step"));
+            let idle = format!("{second} has nothing to do: without guidance there is no second half of a step");
+            note = Some(match note {
+                Some(note) => format!("{note}; {idle}"),
+                None => idle,
+            });
         }
         let mut plan = Plan {
             version: env!("CARGO_PKG_VERSION"),

@@ -9,7 +9,6 @@ use nets::{Added, ClipText};
 use tensor::{DType, Device, Tensor, ops};
 
 /// Text for both guidance halves, the negative first; one half where guidance is off.
-#[derive(Clone)]
 pub(crate) struct Text {
     /// `[halves, chunks * 77, c]`, the encoders' channels side by side.
     pub(crate) tokens: Tensor,

@@ -3,23 +3,8 @@
 
 mod stack;
 
-use engine::{DeviceChoice, Event, ModelPaths, Request, Stage};
+use engine::{DeviceChoice, Event, Request, Stage};
 use std::ops::ControlFlow;
-
-fn request() -> Request {
-    let folder = stack::fixtures().join("folder");
-    let models = ModelPaths {
-        base: folder.join("model"),
-        identitynet: Some(folder.join("ControlNetModel")),
-        ip_adapter: Some(folder.join("ip-adapter.bin")),
-        ..ModelPaths::default()
-    };
-    let mut request = Request::new("a portrait of a person", models);
-    request.faces = vec![folder.join("ada.safetensors")];
-    request.device = stack::device();
-    (request.size, request.steps, request.seed) = (Some((64, 64)), Some(4), Some(7));
-    request
-}
 
 /// The pictures, and what was said.
 fn run(request: &Request) -> engine::Result<(Vec<Vec<u8>>, Vec<String>)> {
@@ -35,7 +20,7 @@ fn run(request: &Request) -> engine::Result<(Vec<Vec<u8>>, Vec<String>)> {
 
 #[test]
 fn a_cap_changes_no_picture() {
-    let mut request = request();
+    let mut request = stack::request();
     let (free, notes) = run(&request).unwrap();
     assert!(notes.iter().all(|note| !note.contains("wait")), "{notes:?}");
 

@@ -24,6 +24,22 @@ pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/instantid")
 }
 
+/// Four steps of a picture of 64x64 with a face, on [`device`].
+pub(crate) fn request() -> engine::Request {
+    let folder = fixtures().join("folder");
+    let models = engine::ModelPaths {
+        base: folder.join("model"),
+        identitynet: Some(folder.join("ControlNetModel")),
+        ip_adapter: Some(folder.join("ip-adapter.bin")),
+        ..engine::ModelPaths::default()
+    };
+    let mut request = engine::Request::new("a portrait of a person", models);
+    request.faces = vec![folder.join("ada.safetensors")];
+    request.device = device();
+    (request.size, request.steps, request.seed) = (Some((64, 64)), Some(4), Some(7));
+    request
+}
+
 /// The rows of `cases.json` in a folder.
 pub(crate) fn cases(folder: &Path) -> Vec<Value> {
     let text = fs::read_to_string(folder.join("cases.json")).unwrap();

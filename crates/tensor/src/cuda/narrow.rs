@@ -177,28 +177,24 @@ pub(crate) fn geglu(both: &Tensor) -> Result<Rows> {
     Ok(out)
 }
 
-/// A product of rows and a weight in 8 bits, with a new tensor for it, as this crate's own kernel is told of it.
-fn tiles(x: &Rows, weight: &Rows, layer: &Layer) -> Result<(Tensor, Tiles)> {
-    let (gpu, _) = place(&x.bytes)?;
-    let columns = weight.rows();
-    let (tensor, out) = fresh(gpu, x.dtype, &x.shape_of(columns))?;
-    let ([x_at, x_scales], [weight, scales]) = (x.places()?, weight.places()?);
-    let tiles = Tiles {
+/// A product of rows and a weight in 8 bits, as this crate's own kernel is told of it; where it goes is still to be said.
+fn tiles(x: &Rows, weight: &Rows, layer: &Layer) -> Result<Tiles> {
+    let ([x_at, x_scales], [at, scales]) = (x.places()?, weight.places()?);
+    Ok(Tiles {
         rows: x.rows(),
         depth: x.width(),
-        columns,
+        columns: weight.rows(),
         dtype: x.dtype,
         x: x_at,
-        weight,
+        weight: at,
         bias: optional(layer.bias.as_ref())?,
         residual: 0,
-        out,
+        out: 0,
         gated: false,
         scales: Some([x_scales, scales]),
         norm: None,
         narrow: [0; 2],
-    };
-    Ok((tensor, tiles))
+    })
 }
 
 /// First half of `x W^T + bias` times GELU of the second in 8 bits, of rows and a weight in 8 bits; `norm`: of rows that are
@@ -207,22 +203,7 @@ pub(crate) fn forward_geglu(x: &Rows, norm: Option<RowNorm>, weight: &Rows, laye
     let (gpu, _) = place(&x.bytes)?;
     let columns = weight.rows() / 2;
     let out = Rows::empty(gpu, &x.shape_of(columns), x.dtype)?;
-    let ([x_at, x_scales], [w_at, scales]) = (x.places()?, weight.places()?);
-    let tiles = Tiles {
-        rows: x.rows(),
-        depth: x.width(),
-        columns,
-        dtype: x.dtype,
-        x: x_at,
-        weight: w_at,
-        bias: optional(layer.bias.as_ref())?,
-        residual: 0,
-        out: 0,
-        gated: true,
-        scales: Some([x_scales, scales]),
-        norm,
-        narrow: out.places()?,
-    };
+    let tiles = Tiles { columns, gated: true, norm, narrow: out.places()?, ..tiles(x, weight, layer)? };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     let done = unsafe { gpu.tiles(&tiles, 0)? };
     if done {
@@ -234,8 +215,8 @@ pub(crate) fn forward_geglu(x: &Rows, norm: Option<RowNorm>, weight: &Rows, laye
 /// `x W^T + bias` of rows in 8 bits that are still to be normalised; none where this crate's own kernel does not take it.
 pub(crate) fn forward_normed(x: &Rows, norm: RowNorm, weight: &Rows, layer: &Layer) -> Result<Option<Tensor>> {
     let (gpu, _) = place(&x.bytes)?;
-    let (out, plain) = tiles(x, weight, layer)?;
-    let tiles = Tiles { norm: Some(norm), ..plain };
+    let (out, to) = fresh(gpu, x.dtype, &x.shape_of(weight.rows()))?;
+    let tiles = Tiles { out: to, norm: Some(norm), ..tiles(x, weight, layer)? };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     let done = unsafe { gpu.tiles(&tiles, 0)? };
     if done {
@@ -256,10 +237,10 @@ pub(super) fn copy(out: &Tensor, residual: &Tensor) -> Result<Option<(RowNorm, R
 pub(crate) fn forward(x: &Rows, weight: &Rows, layer: &Layer, residual: Option<&Tensor>) -> Result<Option<Tensor>> {
     let (gpu, _) = place(&x.bytes)?;
     crate::meter::count(x.rows(), x.width(), weight.rows());
-    let (out, plain) = tiles(x, weight, layer)?;
+    let (out, to) = fresh(gpu, x.dtype, &x.shape_of(weight.rows()))?;
     let (norm, copy) = residual.map_or(Ok(None), |residual| copy(&out, residual))?.unzip();
     let narrow = copy.as_ref().map_or(Ok([0; 2]), Rows::places)?;
-    let tiles = Tiles { residual: optional(residual)?, norm, narrow, ..plain };
+    let tiles = Tiles { residual: optional(residual)?, out: to, norm, narrow, ..tiles(x, weight, layer)? };
     // SAFETY: the sizes are the tensors' own, which the caller compared.
     if unsafe { gpu.tiles_into(&out, &tiles, copy)? } {
         return Ok(Some(out));
