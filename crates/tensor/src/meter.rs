@@ -114,7 +114,8 @@ fn peak_of<T: Product>(in_parts: bool) -> f64 {
                         tiles.product_split(steps, amx::Left::packed(a), b, c, false, b);
                     }
                     Some(tiles) => {
-                        tiles.product(&amx::PACKED[..UNITS / amx::STEP], amx::Left::packed(a), b, c, false, b)
+                        let steps = &amx::PACKED[..UNITS / amx::STEP];
+                        tiles.product(steps, amx::Left::packed(a), b, c, false, b, amx::Fetch::Columns);
                     }
                     None => kernel(UNITS, a, MR, b, c, NR, true),
                 }

@@ -33,6 +33,19 @@ impl Left {
     }
 }
 
+/// How both sides of a product come into the first-level cache.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Fetch {
+    /// Columns a step ahead of their use.
+    Columns,
+    /// Both sides, where rows are packed.
+    Both,
+    /// Columns a step ahead, rows past that cache.
+    Past,
+    /// Nothing, rows past that cache, where columns lie already.
+    PastOnly,
+}
+
 /// Bytes that a product fetches ahead in each step: of eight groups of rows each, a panel's share.
 pub(crate) const AHEAD: usize = 256;
 
@@ -43,8 +56,6 @@ pub(crate) const MOST_STEPS: usize = 512;
 pub(crate) static PACKED: [usize; MOST_STEPS] = steps(4 * ROWS * STEP);
 /// The same of rows in two parts, [`ROWS`] of the first before those of the second.
 pub(crate) static PACKED_SPLIT: [usize; MOST_STEPS] = steps(2 * 4 * ROWS * STEP);
-/// The same of rows that lie as they are.
-pub(crate) static IN_PLACE: [usize; MOST_STEPS] = steps(4 * STEP);
 
 const fn steps(bytes: usize) -> [usize; MOST_STEPS] {
     let mut all = [0; MOST_STEPS];
@@ -101,13 +112,129 @@ pub(crate) fn available() -> bool {
 /// Instructions that do nothing, so many that tile instructions lie eight or more apart.
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 macro_rules! gap {
-    () => {
+    // Whatever might be fetched.
+    ($($bytes:literal),*) => {
         "nop\nnop\nnop\nnop\nnop\nnop\nnop\nnop"
     };
-    // Behind four that fetch lines of the next step's columns, so many bytes from where this one's begin, into the
-    // first-level cache.
+}
+
+/// As [`gap`] with four instructions that fetch lines of the next step's columns, so many bytes from where this one's begin,
+/// into the first-level cache.
+#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
+macro_rules! columns {
     ($($bytes:literal),*) => {
         concat!($("prefetcht0 [{b} + ", $bytes, "]\n",)* "nop\nnop\nnop\nnop")
+    };
+}
+
+/// As [`gap`] with eight that fetch lines of the next step's columns and packed rows.
+#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
+macro_rules! both {
+    ($($bytes:literal),*) => {
+        concat!($("prefetcht0 [{b} + ", $bytes, "]\nprefetcht0 [{x} + ", $bytes, "]\n",)*)
+    };
+}
+
+/// The accumulators from memory or, where `$accumulate` is 0, zeros.
+#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
+macro_rules! load_accumulators {
+    ($accumulate:literal) => {
+        concat!(
+            "test {",
+            $accumulate,
+            ":e}, {",
+            $accumulate,
+            ":e}\njz 2f\n",
+            "tileloadd tmm0, [{c} + {line}*1]\n",
+            gap!(),
+            "\n",
+            "tileloadd tmm1, [{c} + {line}*1 + 64]\n",
+            gap!(),
+            "\n",
+            "tileloadd tmm2, [{c} + {line}*1 + 2048]\n",
+            gap!(),
+            "\n",
+            "tileloadd tmm3, [{c} + {line}*1 + 2112]\n",
+            gap!(),
+            "\n",
+            "jmp 3f\n2:\n",
+            "tilezero tmm0\n",
+            gap!(),
+            "\ntilezero tmm1\n",
+            gap!(),
+            "\n",
+            "tilezero tmm2\n",
+            gap!(),
+            "\ntilezero tmm3\n",
+            gap!(),
+            "\n3:",
+        )
+    };
+}
+
+/// The accumulators to memory.
+#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
+macro_rules! store_accumulators {
+    () => {
+        concat!(
+            "tilestored [{c} + {line}*1], tmm0\n",
+            gap!(),
+            "\n",
+            "tilestored [{c} + {line}*1 + 64], tmm1\n",
+            gap!(),
+            "\n",
+            "tilestored [{c} + {line}*1 + 2048], tmm2\n",
+            gap!(),
+            "\n",
+            "tilestored [{c} + {line}*1 + 2112], tmm3",
+        )
+    };
+}
+
+/// The steps of a product, whose rows `$load` loads and whose gaps are `$gap`.
+#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
+macro_rules! product_steps {
+    ($load:literal, $gap:ident) => {
+        concat!(
+            "mov {x}, [{at}]\n",
+            "lea {y}, [{a16} + {x}]\n",
+            "add {x}, {a}\n",
+            $load,
+            " tmm4, [{x} + {row}*1]\n",
+            $gap!(2048, 2112, 2176, 2240),
+            "\n",
+            "tileloadd tmm6, [{b} + {line}*1]\n",
+            $gap!(2304, 2368, 2432, 2496),
+            "\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            $gap!(2560, 2624, 2688, 2752),
+            "\n",
+            $load,
+            " tmm5, [{y} + {row}*1]\n",
+            $gap!(2816, 2880, 2944, 3008),
+            "\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            $gap!(3072, 3136, 3200, 3264),
+            "\n",
+            "tileloadd tmm7, [{b} + {line}*1 + 64]\n",
+            $gap!(3328, 3392, 3456, 3520),
+            "\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            $gap!(3584, 3648, 3712, 3776),
+            "\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            $gap!(3840, 3904, 3968, 4032),
+            "\n",
+            "prefetcht1 [{ahead}]\n",
+            "prefetcht1 [{ahead} + 64]\n",
+            "prefetcht1 [{ahead} + 128]\n",
+            "prefetcht1 [{ahead} + 192]\n",
+            "add {ahead}, 256\n",
+            "add {b}, 2048\n",
+            "add {at}, 8\n",
+            "dec {steps}\n",
+            "jnz 3b",
+        )
     };
 }
 
@@ -148,80 +275,38 @@ impl Tiles {
         c: *mut f32,
         accumulate: bool,
         ahead: *const u32,
+        fetch: Fetch,
     ) {
+        macro_rules! product {
+            ($load:literal, $gap:ident) => {
+                std::arch::asm!(
+                    load_accumulators!("accumulate"),
+                    product_steps!($load, $gap),
+                    store_accumulators!(),
+                    accumulate = in(reg) u32::from(accumulate),
+                    steps = inout(reg) steps.len() => _,
+                    at = inout(reg) steps.as_ptr() => _,
+                    x = out(reg) _,
+                    y = out(reg) _,
+                    ahead = inout(reg) ahead => _,
+                    a = in(reg) a.tiles[0],
+                    a16 = in(reg) a.tiles[1],
+                    row = in(reg) a.row * 4,
+                    b = inout(reg) b => _,
+                    c = in(reg) c,
+                    line = in(reg) NR * 4,
+                    options(nostack)
+                )
+            };
+        }
         // SAFETY: reads and writes what the caller promised.
         unsafe {
-            std::arch::asm!(
-                "test {accumulate:e}, {accumulate:e}",
-                "jz 2f",
-                "tileloadd tmm0, [{c} + {line}*1]",
-                gap!(),
-                "tileloadd tmm1, [{c} + {line}*1 + 64]",
-                gap!(),
-                "tileloadd tmm2, [{c} + {line}*1 + 2048]",
-                gap!(),
-                "tileloadd tmm3, [{c} + {line}*1 + 2112]",
-                gap!(),
-                "jmp 3f",
-                "2:",
-                "tilezero tmm0",
-                gap!(),
-                "tilezero tmm1",
-                gap!(),
-                "tilezero tmm2",
-                gap!(),
-                "tilezero tmm3",
-                gap!(),
-                "3:",
-                "mov {x}, [{at}]",
-                "lea {y}, [{a16} + {x}]",
-                "add {x}, {a}",
-                "tileloadd tmm4, [{x} + {row}*1]",
-                gap!(2048, 2112, 2176, 2240),
-                "tileloadd tmm6, [{b} + {line}*1]",
-                gap!(2304, 2368, 2432, 2496),
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                gap!(2560, 2624, 2688, 2752),
-                "tileloadd tmm5, [{y} + {row}*1]",
-                gap!(2816, 2880, 2944, 3008),
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                gap!(3072, 3136, 3200, 3264),
-                "tileloadd tmm7, [{b} + {line}*1 + 64]",
-                gap!(3328, 3392, 3456, 3520),
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                gap!(3584, 3648, 3712, 3776),
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                gap!(3840, 3904, 3968, 4032),
-                "prefetcht1 [{ahead}]",
-                "prefetcht1 [{ahead} + 64]",
-                "prefetcht1 [{ahead} + 128]",
-                "prefetcht1 [{ahead} + 192]",
-                "add {ahead}, 256",
-                "add {b}, 2048",
-                "add {at}, 8",
-                "dec {steps}",
-                "jnz 3b",
-                "tilestored [{c} + {line}*1], tmm0",
-                gap!(),
-                "tilestored [{c} + {line}*1 + 64], tmm1",
-                gap!(),
-                "tilestored [{c} + {line}*1 + 2048], tmm2",
-                gap!(),
-                "tilestored [{c} + {line}*1 + 2112], tmm3",
-                accumulate = in(reg) u32::from(accumulate),
-                steps = inout(reg) steps.len() => _,
-                at = inout(reg) steps.as_ptr() => _,
-                x = out(reg) _,
-                y = out(reg) _,
-                ahead = inout(reg) ahead => _,
-                a = in(reg) a.tiles[0],
-                a16 = in(reg) a.tiles[1],
-                row = in(reg) a.row * 4,
-                b = inout(reg) b => _,
-                c = in(reg) c,
-                line = in(reg) NR * 4,
-                options(nostack)
-            );
+            match fetch {
+                Fetch::Columns => product!("tileloadd", columns),
+                Fetch::Both => product!("tileloadd", both),
+                Fetch::Past => product!("tileloaddt1", columns),
+                Fetch::PastOnly => product!("tileloaddt1", gap),
+            }
         }
     }
 
@@ -245,27 +330,7 @@ impl Tiles {
         // SAFETY: reads and writes what the caller promised.
         unsafe {
             std::arch::asm!(
-                "test {x}, {x}",
-                "jz 2f",
-                "tileloadd tmm0, [{c} + {line}*1]",
-                gap!(),
-                "tileloadd tmm1, [{c} + {line}*1 + 64]",
-                gap!(),
-                "tileloadd tmm2, [{c} + {line}*1 + 2048]",
-                gap!(),
-                "tileloadd tmm3, [{c} + {line}*1 + 2112]",
-                gap!(),
-                "jmp 3f",
-                "2:",
-                "tilezero tmm0",
-                gap!(),
-                "tilezero tmm1",
-                gap!(),
-                "tilezero tmm2",
-                gap!(),
-                "tilezero tmm3",
-                gap!(),
-                "3:",
+                load_accumulators!("x"),
                 "mov {x}, [{at}]",
                 "lea {y}, [{a16} + {x}]",
                 "add {x}, {a}",
@@ -327,13 +392,7 @@ impl Tiles {
                 "add {at}, 8",
                 "dec {steps}",
                 "jnz 3b",
-                "tilestored [{c} + {line}*1], tmm0",
-                gap!(),
-                "tilestored [{c} + {line}*1 + 64], tmm1",
-                gap!(),
-                "tilestored [{c} + {line}*1 + 2048], tmm2",
-                gap!(),
-                "tilestored [{c} + {line}*1 + 2112], tmm3",
+                store_accumulators!(),
                 steps = inout(reg) steps.len() => _,
                 at = inout(reg) steps.as_ptr() => _,
                 x = inout(reg) usize::from(accumulate) => _,
@@ -379,6 +438,7 @@ impl Tiles {
         c: *mut f32,
         accumulate: bool,
         _ahead: *const u32,
+        _fetch: Fetch,
     ) {
         // SAFETY: as the caller promised.
         unsafe { imitate(steps, a, b, c, accumulate, &[(0, 0)]) };

@@ -20,10 +20,11 @@ pub(crate) use keys::{Columns, PackedKeys};
 
 use super::SharedMut;
 use super::amx;
-use super::gemm::{Product, Rows, pack_rows, split_panel, units};
+use super::gemm::{Product, pack_rows, split_panel, units};
 use super::isa::simd;
 use super::lines::Lines;
 use super::micro::NR;
+use super::rows::Rows;
 use crate::meter::watch;
 use crate::tensor::Element;
 use crate::{Result, Tensor};

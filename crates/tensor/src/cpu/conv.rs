@@ -3,7 +3,8 @@
 mod stage;
 
 use super::epilogue::{Epilogue, past_caches};
-use super::gemm::{PackedColumns, Product, Rows, product, splits};
+use super::gemm::{PackedColumns, Product, product, splits};
+use super::rows::{Place, Rows};
 use super::tiles::Staged;
 use super::{SharedMut, winograd};
 use crate::meter::watch;
@@ -113,6 +114,15 @@ impl<T: Element> Windows<'_, T> {
     }
 }
 
+impl<T: Element> Windows<'_, T> {
+    /// From one window to the next, where each is a pixel.
+    fn stride(&self) -> Option<usize> {
+        let [h, w, c] = self.stored;
+        let as_it_lies = self.kernel == [1, 1] && self.out == [h, w] && self.seen == [h, w];
+        as_it_lies.then_some(c)
+    }
+}
+
 impl<T: Element> Rows<T> for Windows<'_, T> {
     #[inline]
     fn copy(&self, row: usize, from: usize, out: &mut [T]) {
@@ -139,12 +149,6 @@ impl<T: Element> Rows<T> for Windows<'_, T> {
     fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
         let c = self.stride()?;
         self.data.get(row * c + from..row * c + from + len)
-    }
-
-    fn stride(&self) -> Option<usize> {
-        let [h, w, c] = self.stored;
-        let as_it_lies = self.kernel == [1, 1] && self.out == [h, w] && self.seen == [h, w];
-        as_it_lies.then_some(c)
     }
 
     fn task_rows(&self) -> Option<usize> {
@@ -181,6 +185,7 @@ pub(crate) fn forward<T: Product>(
             residual: fused.residual.map(Tensor::data::<T>),
             out: SharedMut::new(output),
             width: weight.columns(),
+            place: Place::plain(weight.columns()),
         };
         let windows = Windows { data: x.data::<T>(), stored: [h, w, c], seen, kernel, out, options };
         match weight {

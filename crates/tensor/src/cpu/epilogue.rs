@@ -8,6 +8,7 @@ use super::isa::{Isa, isa};
 use super::math::activate_all;
 #[cfg(target_arch = "x86_64")]
 use super::micro::NR;
+use super::rows::Place;
 use super::{SharedMut, math};
 use crate::DType;
 use crate::ops::Activation;
@@ -24,6 +25,8 @@ pub(crate) struct Epilogue<'a, T> {
     pub(crate) residual: Option<&'a [T]>,
     pub(crate) out: SharedMut<T>,
     pub(crate) width: usize,
+    /// Where gated results lie; others are plain.
+    pub(crate) place: Place,
     /// Whether the output is so large that it will not be in a cache when it is read, and is written past them.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 can"))]
     pub(crate) past_caches: bool,
@@ -157,7 +160,7 @@ impl<T: Element> Epilogue<'_, T> {
                     let gate = _mm512_add_ps(_mm512_loadu_ps(values.add(tile.twin + 16 * i)), gate_bias[i]);
                     _mm512_mul_ps(value, gelu(gate))
                 };
-                let out = self.out.range((tile.row + r) * self.width + first, NR).as_mut_ptr();
+                let out = self.out.range(self.place.at(tile.row + r, first), NR).as_mut_ptr();
                 let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(one(1), one(0)));
                 _mm512_storeu_si512(out.cast(), both);
             }
@@ -173,7 +176,7 @@ impl<T: Element> Epilogue<'_, T> {
         }
         let bias =
             self.bias.map(|b| (&b[tile.column..][..tile.columns], &b[self.width + tile.column..][..tile.columns]));
-        geglu_rows(tile, bias, self.out, self.width);
+        geglu_rows(tile, bias, self.out, self.place);
     }
 }
 
@@ -281,10 +284,10 @@ simd! {
 }
 
 simd! {
-    fn geglu_rows<T: Element>(tile: Tile, bias: Option<(&[f32], &[f32])>, out: SharedMut<T>, width: usize) {
+    fn geglu_rows<T: Element>(tile: Tile, bias: Option<(&[f32], &[f32])>, out: SharedMut<T>, place: Place) {
         for r in 0..tile.rows {
-            // SAFETY: tiles cover disjoint parts of the output.
-            let out = unsafe { out.range((tile.row + r) * width + tile.column, tile.columns) };
+            // SAFETY: tiles cover disjoint parts of the output; where rows are packed, they are no wider than a line.
+            let out = unsafe { out.range(place.at(tile.row + r, tile.column), tile.columns) };
             let (value, gate) = tile.values[r * tile.stride..][..tile.twin + tile.columns].split_at_mut(tile.twin);
             let value = &mut value[..tile.columns];
             if let Some((first, second)) = bias {

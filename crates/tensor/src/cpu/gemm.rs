@@ -12,8 +12,9 @@ use super::epilogue::settle;
 use super::isa::{Isa, isa};
 use super::lines::Lines;
 use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32, kernel_wide, widen};
-use super::split::{NUMBERS, Places, SplitRows, split};
-use super::tiles::{self, Staged};
+use super::rows::{MatrixRows, PackedRows, Rows};
+use super::split::{NUMBERS, Places, split};
+use super::tiles;
 use crate::ops::Products;
 use crate::storage::Block;
 use crate::tensor::Element;
@@ -30,7 +31,7 @@ pub(crate) const DEPTH: usize = 256;
 /// Columns of a task: repacking rows for each range of columns costs 1 in `2 * COLUMN_BLOCK / 32` at most.
 const COLUMN_BLOCK: usize = 1024;
 
-/// Tasks that may each split the same rows: it costs less than to write all of them to memory and read them from there.
+/// Tasks that may each pack the same rows: it costs less than to write all of them to memory and read them from there.
 const FEW: usize = 2;
 
 /// An element type with a block product.
@@ -239,55 +240,6 @@ fn pack_panel<T: Product>(
     unsafe { interleave::<NR>(lines, units, out) };
 }
 
-/// The left-hand side, wherever it lies.
-pub(crate) trait Rows<T>: Sync {
-    /// Copies elements `from .. from + out.len()` of `row`, zeros where there are none.
-    fn copy(&self, row: usize, from: usize, out: &mut [T]);
-
-    /// Elements `from .. from + len` of `row` where they lie together as they are, which saves the copy.
-    fn in_place(&self, _row: usize, _from: usize, _len: usize) -> Option<&[T]> {
-        None
-    }
-
-    /// Rows of a task in AMX tiles, where these know better than others.
-    fn task_rows(&self) -> Option<usize> {
-        None
-    }
-
-    /// Copies rows so that tiles of AMX can read them, where they have such an order; says whether.
-    fn stage(&self, _rows: Range<usize>, _staged: &mut Staged) -> bool {
-        false
-    }
-
-    /// The distance between neighbouring rows, where all of them lie as they are at one distance.
-    fn stride(&self) -> Option<usize> {
-        None
-    }
-}
-
-/// Rows of a matrix in memory, `depth` elements each.
-pub(crate) struct MatrixRows<'a, T> {
-    pub(crate) data: &'a [T],
-    pub(crate) depth: usize,
-}
-
-impl<T: Element> Rows<T> for MatrixRows<'_, T> {
-    #[inline]
-    fn copy(&self, row: usize, from: usize, out: &mut [T]) {
-        let start = row * self.depth + from;
-        out.copy_from_slice(&self.data[start..start + out.len()]);
-    }
-
-    #[inline]
-    fn in_place(&self, row: usize, from: usize, len: usize) -> Option<&[T]> {
-        self.data.get(row * self.depth + from..row * self.depth + from + len)
-    }
-
-    fn stride(&self) -> Option<usize> {
-        Some(self.depth)
-    }
-}
-
 /// A finished tile: `rows` rows of `stride` numbers, of which the first `columns` count.
 pub(crate) struct Tile<'a> {
     pub(crate) row: usize,
@@ -323,18 +275,15 @@ pub(crate) fn product<T: Product>(
 ) -> Result<()> {
     crate::meter::count(rows, right.depth, right.columns);
     if T::tiled() || right.parts == 2 {
-        // A task brings more rows into its cache than without tiles, which fewer tasks repeat less.
-        let blocks = (left.task_rows().unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right));
-        let blocks = divide(rows, right.columns, halves, blocks, 4);
-        // Where few tasks read the same rows each splits them; windows are split where they are staged.
+        let blocks = tiled_blocks(rows, left.task_rows(), right, halves);
+        // Where few tasks read the same rows each packs them; windows are staged or packed by each.
         let often = right.columns / halves > FEW * blocks.1;
-        let split = match right.parts == 2 && often && left.task_rows().is_none() {
-            true => Some(SplitRows::new(left, rows, right.depth)?),
-            false => None,
-        };
-        each_task(rows, right.columns / halves, blocks, |rows, columns| {
-            tiles::product(left, right, split.as_ref(), rows, columns, halves, &finish);
-        });
+        if often && left.task_rows().is_none() {
+            let packed = PackedRows::new(left, rows, right.depth, right.parts)?;
+            tiled_product(rows, tiles::Operand::<T, MatrixRows<T>>::packed(&packed), right, halves, blocks, finish);
+        } else {
+            tiled_product(rows, tiles::Operand::<T, _>::Lying(left), right, halves, blocks, finish);
+        }
         return Ok(());
     }
     let blocks = divide(rows, right.columns, halves, (ROW_BLOCK, COLUMN_BLOCK), 8);
@@ -349,6 +298,41 @@ pub(crate) fn product<T: Product>(
         });
     });
     Ok(())
+}
+
+/// As [`product`] of rows that were packed for tiles.
+pub(crate) fn product_of_packed<T: Product>(
+    left: &PackedRows,
+    right: &PackedColumns,
+    halves: usize,
+    finish: impl Fn(Tile) + Sync,
+) {
+    let rows = left.count();
+    assert!(left.depth() == right.depth && T::tiled() && right.parts == 1);
+    crate::meter::count(rows, right.depth, right.columns);
+    let blocks = tiled_blocks(rows, None, right, halves);
+    tiled_product(rows, tiles::Operand::<T, MatrixRows<T>>::packed(left), right, halves, blocks, finish);
+}
+
+/// Rows and columns of a task in tiles.
+fn tiled_blocks(rows: usize, task_rows: Option<usize>, right: &PackedColumns, halves: usize) -> (usize, usize) {
+    // A task brings more rows into its cache than without tiles, which fewer tasks repeat less.
+    let blocks = (task_rows.unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right));
+    divide(rows, right.columns, halves, blocks, 4)
+}
+
+/// All tasks of a product in tiles.
+fn tiled_product<T: Product, R: Rows<T>>(
+    rows: usize,
+    left: tiles::Operand<T, R>,
+    right: &PackedColumns,
+    halves: usize,
+    blocks: (usize, usize),
+    finish: impl Fn(Tile) + Sync,
+) {
+    each_task(rows, right.columns / halves, blocks, |rows, columns| {
+        tiles::product(&left, right, rows, columns, halves, &finish);
+    });
 }
 
 /// Rows and columns of a task, at most so many, and so few columns that there are `least` tasks for each thread where that can

@@ -2,12 +2,15 @@
 
 use super::SharedMut;
 use super::epilogue::{Epilogue, past_caches};
-use super::gemm::{MatrixRows, PackedColumns, Product, Rows, product};
+use super::gemm::{PackedColumns, Product, Tile, product, product_of_packed};
 use super::micro::NR;
+use super::rows::{MatrixRows, PackedRows, Place, Rows};
+use super::split::NUMBERS;
 use crate::meter::watch;
 use crate::ops::{Activation, Products};
 use crate::tensor::Element;
-use crate::{Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
+use half::bf16;
 
 /// Packs a weight `[out, in]`.
 pub(crate) fn pack<T: Product>(weight: &Tensor, products: Products) -> Result<PackedColumns> {
@@ -16,22 +19,63 @@ pub(crate) fn pack<T: Product>(weight: &Tensor, products: Products) -> Result<Pa
     PackedColumns::of::<T>(n, k, products, |column, out| out.copy_from_slice(&data[column * k..][..k]))
 }
 
+/// What a layer reads.
+#[derive(Clone, Copy)]
+pub(crate) enum Input<'a> {
+    Plain(&'a Tensor),
+    /// Rows of bf16 in the order of tiles, and their shape.
+    Packed(&'a PackedRows, &'a [usize]),
+}
+
+impl Input<'_> {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Input::Plain(x) => x.shape(),
+            Input::Packed(_, shape) => shape,
+        }
+    }
+
+    /// The shape with another last dimension, and how many rows that is.
+    fn shape_of(&self, width: usize) -> (Vec<usize>, usize) {
+        let mut shape = self.shape().to_vec();
+        let rows = shape.iter().rev().skip(1).product();
+        if let Some(last) = shape.last_mut() {
+            *last = width;
+        }
+        (shape, rows)
+    }
+
+    fn product<T: Product>(self, weight: &PackedColumns, halves: usize, finish: impl Fn(Tile) + Sync) -> Result<()> {
+        match self {
+            Input::Plain(x) => {
+                let left = MatrixRows { data: x.data::<T>(), depth: weight.depth };
+                product::<T>(x.len() / weight.depth, &left, weight, halves, finish)
+            }
+            Input::Packed(rows, _) => {
+                product_of_packed::<T>(rows, weight, halves, finish);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether a layer best reads rows that are [packed](PackedRows): products in tiles do.
+pub(crate) fn reads_packed(dtype: DType, weight: &PackedColumns) -> bool {
+    dtype == DType::BF16 && bf16::tiled() && weight.parts() == 1 && weight.depth.is_multiple_of(NUMBERS)
+}
+
 /// `activation(x W^T + bias) + residual` over the last dimension.
 pub(crate) fn forward<T: Product>(
-    x: &Tensor,
+    x: Input,
     weight: &PackedColumns,
     bias: Option<&[f32]>,
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     let _watch = watch(|| format!("linear {:?} -> {}", x.shape(), weight.columns));
-    let rows = x.len() / weight.depth;
-    let mut shape = x.shape().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = weight.columns;
-    }
+    let (shape, _) = x.shape_of(weight.columns);
     let mut done = Ok(());
-    let result = Tensor::build::<T>(x.device(), &shape, |out| {
+    let result = Tensor::build::<T>(&Device::Cpu, &shape, |out| {
         let epilogue = Epilogue {
             past_caches: past_caches(out),
             bias,
@@ -40,10 +84,9 @@ pub(crate) fn forward<T: Product>(
             residual: residual.map(Tensor::data::<T>),
             out: SharedMut::new(out),
             width: weight.columns,
+            place: Place::plain(weight.columns),
         };
-        done = product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 1, |tile| {
-            epilogue.finish(tile)
-        });
+        done = x.product::<T>(weight, 1, |tile| epilogue.finish(tile));
     });
     done.and(result)
 }
@@ -98,6 +141,7 @@ pub(crate) fn forward_joined<T: Product>(
             residual: None,
             out: SharedMut::new(out),
             width: weight.columns,
+            place: Place::plain(weight.columns),
         };
         let left = JoinedRows(parts.map(|x| MatrixRows { data: x.data::<T>(), depth: x.last_dim() }));
         done = product::<T>(rows, &left, weight, 1, |tile| epilogue.finish(tile));
@@ -106,32 +150,41 @@ pub(crate) fn forward_joined<T: Product>(
 }
 
 /// `(x W1^T + b1) * gelu(x W2^T + b2)` where the weight holds W1 above W2.
-pub(crate) fn forward_geglu<T: Product>(x: &Tensor, weight: &PackedColumns, bias: Option<&[f32]>) -> Result<Tensor> {
-    let rows = x.len() / weight.depth;
+pub(crate) fn forward_geglu<T: Product>(x: Input, weight: &PackedColumns, bias: Option<&[f32]>) -> Result<Tensor> {
     let width = weight.columns / 2;
-    let mut shape = x.shape().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = width;
-    }
+    let (shape, _) = x.shape_of(width);
     if !width.is_multiple_of(NR) {
         let both = forward::<T>(x, weight, bias, Activation::None, None)?;
         return super::elementwise::geglu::<T>(&both, &shape);
     }
-    let _watch = watch(|| format!("geglu {:?} -> {width}", x.shape()));
     let mut done = Ok(());
-    let result = Tensor::build::<T>(x.device(), &shape, |out| {
-        let epilogue = Epilogue {
-            past_caches: past_caches(out),
-            bias,
-            channel_add: None,
-            activation: Activation::None,
-            residual: None,
-            out: SharedMut::new(out),
-            width,
-        };
-        done = product::<T>(rows, &MatrixRows { data: x.data(), depth: weight.depth }, weight, 2, |tile| {
-            epilogue.finish_geglu(tile)
-        });
+    let result = Tensor::build::<T>(&Device::Cpu, &shape, |out| {
+        let past_caches = past_caches(out);
+        done = gate(x, weight, bias, SharedMut::new(out), Place::plain(width), past_caches);
     });
     done.and(result)
+}
+
+/// As [`forward_geglu`], packed for the product that reads it; the weight's halves are whole panels.
+pub(crate) fn forward_geglu_packed(x: Input, weight: &PackedColumns, bias: Option<&[f32]>) -> Result<PackedRows> {
+    let width = weight.columns / 2;
+    let (_, rows) = x.shape_of(width);
+    let mut done = Ok(());
+    let result = PackedRows::build(rows, width, |out, place| done = gate(x, weight, bias, out, place, false));
+    done.and(result)
+}
+
+fn gate<T: Product>(
+    x: Input,
+    weight: &PackedColumns,
+    bias: Option<&[f32]>,
+    out: SharedMut<T>,
+    place: Place,
+    past_caches: bool,
+) -> Result<()> {
+    let width = weight.columns / 2;
+    let _watch = watch(|| format!("geglu {:?} -> {width}", x.shape()));
+    let (channel_add, activation, residual) = (None, Activation::None, None);
+    let epilogue = Epilogue { past_caches, bias, channel_add, activation, residual, out, width, place };
+    x.product::<T>(weight, 2, |tile| epilogue.finish_geglu(tile))
 }

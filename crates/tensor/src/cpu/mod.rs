@@ -12,6 +12,7 @@ pub(crate) mod lines;
 pub(crate) mod math;
 pub(crate) mod micro;
 pub(crate) mod norm;
+pub(crate) mod rows;
 pub(crate) mod shape;
 pub(crate) mod split;
 pub(crate) mod tiles;

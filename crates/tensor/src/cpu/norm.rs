@@ -3,18 +3,21 @@
 #[cfg(target_arch = "x86_64")]
 mod fast;
 
+use super::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::epilogue::{past_caches, settle};
 use super::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
 use super::math::activate_all;
+use super::rows::{MatrixRows, PackedRows, Place};
 #[cfg(target_arch = "x86_64")]
 use crate::DType;
 use crate::meter::watch;
 use crate::ops::Activation;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Pixels summed in f32 before the sums move on to f64: fixed, so that threads do not change the result.
@@ -200,18 +203,58 @@ pub(crate) fn layer_norm<T: Element>(x: &Tensor, weight: &[f32], bias: Option<&[
     let c = x.last_dim();
     let data = x.data::<T>();
     Tensor::build::<T>(x.device(), x.shape(), |out| {
-        let task = (1usize << 14).div_ceil(c) * c;
+        #[cfg(target_arch = "x86_64")]
+        if is_fast::<T>() {
+            // SAFETY: T is bf16, the processor has the instructions, and `out` holds as many rows.
+            return unsafe { layer_norm_fast(x, weight, bias, eps, SharedMut::new(out), Place::plain(c)) };
+        }
+        let task = rows_at_once(c) * c;
         out.par_chunks_mut(task).zip(data.par_chunks(task)).for_each(|(o, x)| {
-            #[cfg(target_arch = "x86_64")]
-            if is_fast::<T>() {
-                // SAFETY: T is bf16, 16 bits, and the processor has the instructions; `o` holds as many rows.
-                unsafe {
-                    let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
-                    fast::layer_norm_rows(x, weight, bias, eps, o.as_mut_ptr().cast());
-                }
-                return;
-            }
             layer_norm_rows(x, weight, bias, eps, &mut vec![0f32; c], o);
         });
     })
+}
+
+/// Rows of a task.
+fn rows_at_once(c: usize) -> usize {
+    (1usize << 14).div_ceil(c)
+}
+
+/// As [`layer_norm`] of bf16, packed for the product that reads it.
+pub(crate) fn layer_norm_packed(x: &Tensor, weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<PackedRows> {
+    let (rows, c) = (x.len() / x.last_dim(), x.last_dim());
+    #[cfg(target_arch = "x86_64")]
+    if is_fast::<bf16>() {
+        let _watch = watch(|| format!("layer norm {:?}", x.shape()));
+        return PackedRows::build(rows, c, |out, place| {
+            // SAFETY: the processor has the instructions, and there is a place for every row.
+            unsafe { layer_norm_fast(x, weight, bias, eps, out, place) }
+        });
+    }
+    let normal = layer_norm::<bf16>(x, weight, bias, eps)?;
+    PackedRows::new(&MatrixRows { data: normal.data::<bf16>(), depth: c }, rows, c, 1)
+}
+
+/// Layer normalisation of bf16 to where `place` says.
+///
+/// # Safety
+/// T is bf16, the processor has the instructions, and `out` has a place for every row.
+#[cfg(target_arch = "x86_64")]
+unsafe fn layer_norm_fast<T: Element>(
+    x: &Tensor,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    out: SharedMut<T>,
+    place: Place,
+) {
+    let c = weight.len();
+    let at_once = rows_at_once(c);
+    x.data::<T>().par_chunks(at_once * c).enumerate().for_each(|(i, x)| {
+        // SAFETY: T is bf16, 16 bits, and as the caller promised; tasks write rows of their own.
+        unsafe {
+            let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
+            fast::layer_norm_rows(x, weight, bias, eps, (out.at(0).cast(), i * at_once, place));
+        }
+    });
 }

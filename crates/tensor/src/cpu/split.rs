@@ -6,23 +6,18 @@
 //! numbers below 2^8 they give what they give in f32. Two things are not as there: what is below 2^-117 has no second part,
 //! since tiles take numbers below 2^-126 for zero, and what overflows by 2^8 or more may be NaN instead of infinite.
 //!
-//! Bound: memory; where many tasks read the same rows all of them are split once before the product.
+//! Bound: memory.
 
 use super::amx::{ROWS, STEP};
-use super::gemm::{Product, Rows};
+use super::gemm::Product;
 use super::lines::Lines;
-use crate::Result;
-use crate::storage::Block;
+use super::rows::Rows;
 use crate::tensor::Element;
 use half::bf16;
-use rayon::prelude::*;
-use std::cell::RefCell;
 use std::ops::Range;
 
 /// Numbers of a step.
 pub(crate) const NUMBERS: usize = 2 * STEP;
-/// Steps that are split of one row after the other: their parts fill a quarter of a first-level cache.
-const STEPS: usize = 8;
 
 /// Where the parts of a line go.
 #[derive(Clone, Copy)]
@@ -135,42 +130,5 @@ pub(crate) fn split_rows<T: Element>(
         };
         // SAFETY: the line has whole steps, and so has `out` for each row.
         unsafe { split(at, steps, Places::of_row(out.as_mut_ptr(), r)) };
-    }
-}
-
-thread_local! {
-    static LINE: RefCell<Lines> = RefCell::new(Lines::default());
-}
-
-/// All rows of a matrix, split in groups of [`ROWS`] and there step after step.
-pub(crate) struct SplitRows {
-    block: Block,
-    steps: usize,
-}
-
-impl SplitRows {
-    /// Splits `count` rows of `depth` numbers.
-    pub(crate) fn new<T: Element>(left: &impl Rows<T>, count: usize, depth: usize) -> Result<SplitRows> {
-        let (groups, steps) = (count.div_ceil(ROWS), depth.div_ceil(NUMBERS));
-        let size = steps * 2 * ROWS * STEP;
-        let block = Block::new(groups * size * 4)?;
-        // SAFETY: the block holds that many u32 and is not shared yet.
-        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), groups * size) };
-        data.par_chunks_mut(size.max(1)).enumerate().for_each(|(group, out)| {
-            LINE.with_borrow_mut(|line| {
-                let rows = group * ROWS..count.min((group + 1) * ROWS);
-                for (part, out) in out.chunks_mut(STEPS * 2 * ROWS * STEP).enumerate() {
-                    let from = part * STEPS * NUMBERS;
-                    let elements = from..depth.min(from + STEPS * NUMBERS);
-                    split_rows(left, rows.clone(), elements, line, out);
-                }
-            });
-        });
-        Ok(SplitRows { block, steps })
-    }
-
-    /// A group's rows from a step on.
-    pub(crate) fn at(&self, group: usize, step: usize) -> *const u32 {
-        self.block.as_ptr().cast::<u32>().cast_const().wrapping_add((group * self.steps + step) * 2 * ROWS * STEP)
     }
 }

@@ -1,17 +1,19 @@
-//! The block product in AMX tiles. A task reads its rows where they lie; those of a convolution it copies once into
-//! memory of its own, padding included, where what a tap sees from neighbouring results lies at one distance; what has no
-//! such order is copied a slice of depth at a time.
+//! The block product in AMX tiles. Rows are [packed](super::rows) as they are read: by what wrote them, before the product,
+//! or by each task a slice of depth at a time. Those of a convolution a task copies once into memory of its own, padding
+//! included, where what a tap sees from neighbouring results lies at one distance.
 //!
 //! Bound: the tile unit; what takes its time is bringing rows from the second-level cache, and the accumulators' way to
 //! memory and back between slices. All that tiles touch begins with a line of the cache.
 
-use super::amx::{self, Left, Tiles};
-use super::gemm::{PackedColumns, Product, Rows, Tile};
+use super::amx::{self, Fetch, Left, Tiles};
+use super::gemm::{PackedColumns, Product, Tile};
 use super::lines::Lines;
 use super::micro::NR;
-use super::split::{SplitRows, split_rows};
+use super::rows::{PackedRows, Rows, pack_group};
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
+use std::time::Instant;
 
 /// Rows of a tile.
 pub(crate) const TILE: usize = amx::ROWS / 2;
@@ -78,28 +80,87 @@ struct Scratch {
     line: Lines,
     packed: Lines,
     blocks: Lines,
+    pace: Pace,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
+/// The left-hand side of a product.
+pub(crate) enum Operand<'a, T, R> {
+    /// All rows were packed before.
+    Packed(&'a PackedRows, PhantomData<T>),
+    /// Rows as they lie, which each task copies.
+    Lying(&'a R),
+}
+
+impl<'a, T, R> Operand<'a, T, R> {
+    pub(crate) fn packed(rows: &'a PackedRows) -> Self {
+        Operand::Packed(rows, PhantomData)
+    }
+}
+
 /// Where a task's rows are read.
-enum Side<'a, R> {
-    InPlace(&'a R),
+enum Side<'a> {
+    Packed(&'a PackedRows),
     Staged(&'a Staged),
-    /// In parts, as all rows of the matrix were before.
-    Split(&'a SplitRows),
-    Packed,
+    /// As this task packs them, slice by slice.
+    Here,
+}
+
+/// How the blocks of a panel are made, which does not change what they become: each sum is done in the same order.
+#[derive(Clone, Copy)]
+struct Way {
+    /// Steps that are done of all groups of rows that are taken together before the next ones.
+    steps: usize,
+    /// Groups of rows that are taken together.
+    groups: usize,
+    /// How the first of those fetches its operands.
+    first: Fetch,
+    /// And the others.
+    others: Fetch,
+}
+
+/// Group by group, each as deep as a slice.
+const DEEP: Way = Way { steps: amx::MOST_STEPS, groups: 1, first: Fetch::Both, others: Fetch::Both };
+/// As many steps of columns as a first-level cache holds, where they stay for all groups while rows pass it by.
+const SHALLOW: Way = Way { steps: 20, groups: 8, first: Fetch::Past, others: Fetch::PastOnly };
+/// For rows that lie pixel by pixel, whose windows overlap, and for numbers in two parts.
+const STAGED: Way = Way { steps: amx::MOST_STEPS, groups: 1, first: Fetch::Columns, others: Fetch::Columns };
+
+/// Finds out which of two ways is quicker on this thread's core, which changes from one moment to the next: the one where
+/// loads past the first-level cache are hidden, the other where a tile instruction waits for the one before it.
+#[derive(Default)]
+struct Pace {
+    /// What each took lately, in nanoseconds for a unit of depth of a block.
+    taken: [f32; 2],
+    panels: usize,
+}
+
+impl Pace {
+    /// Panels after which the slower way is tried again.
+    const AGAIN: usize = 16;
+    const WAYS: [Way; 2] = [DEEP, SHALLOW];
+
+    fn choose(&mut self) -> usize {
+        self.panels += 1;
+        // Both are tried at first.
+        let best = usize::from(self.taken[1] < self.taken[0]);
+        if self.panels.is_multiple_of(Self::AGAIN) { 1 - best } else { best }
+    }
+
+    fn note(&mut self, way: usize, taken: f32) {
+        let known = &mut self.taken[way];
+        *known = if *known == 0.0 { taken } else { 0.5 * (*known + taken) };
+    }
 }
 
 /// One task of the block product. Each block of [`amx::ROWS`] rows and [`NR`] columns, with `halves` 2 beside its twin, goes
-/// to `finish` while it is in the first-level cache. Where columns are in two parts so are rows, which `split` holds unless
-/// they are windows.
+/// to `finish` while it is in a cache. Where columns are in two parts so are rows.
 pub(crate) fn product<T: Product, R: Rows<T>>(
-    left: &R,
+    left: &Operand<T, R>,
     right: &PackedColumns,
-    split: Option<&SplitRows>,
     rows: Range<usize>,
     columns: Range<usize>,
     halves: usize,
@@ -108,16 +169,16 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
     SCRATCH.with_borrow_mut(|scratch| {
         // SAFETY: columns are packed for tiles where there are tiles.
         let tiles = unsafe { Tiles::configure() };
-        let Scratch { staged, line, packed, blocks } = scratch;
+        let Scratch { staged, line, packed, blocks, pace } = scratch;
         let parts = right.parts();
-        // Nothing is read beyond whole steps and, in place, whole groups of rows.
+        // Nothing is read beyond whole steps.
         let whole = right.depth == right.units() * PAIR;
-        let in_place = parts == 1 && left.stride().is_some() && rows.len().is_multiple_of(amx::ROWS);
-        let side = match split {
-            Some(rows) => Side::Split(rows),
-            None if whole && in_place => Side::InPlace(left),
-            None if whole && left.stage(rows.clone(), staged) => Side::Staged(staged),
-            None => Side::Packed,
+        let side = match left {
+            Operand::Packed(rows, _) => Side::Packed(rows),
+            Operand::Lying(left) if whole && left.task_rows().is_some() && left.stage(rows.clone(), staged) => {
+                Side::Staged(staged)
+            }
+            Operand::Lying(_) => Side::Here,
         };
         let (groups, most_depth) = match &side {
             Side::Staged(staged) => (staged.ends.len(), STAGED_DEPTH / parts),
@@ -127,129 +188,115 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         let slices = right.units().div_ceil(most_depth);
         let depth = right.units().div_ceil(slices).next_multiple_of(amx::STEP);
         // Blocks need places of their own where they wait for the next slice.
-        let places = if slices > 1 { groups * panels } else { 1 };
+        let places = groups * if slices > 1 { panels } else { 1 };
         let blocks = blocks.floats(places * halves * BLOCK);
         let packed = packed.get(groups * amx::ROWS * depth * parts);
         // So many groups fetch a whole panel.
         let fetching = NR * 4 / (amx::AHEAD / amx::STEP);
+        let first_panel = |half: usize| (half * right.columns / halves + columns.start) / NR;
         for unit in (0..right.units()).step_by(depth) {
             let count = depth.min(right.units() - unit);
-            if let Side::Packed = side {
+            if let (Operand::Lying(left), Side::Here) = (left, &side) {
                 let from = unit * PAIR;
                 let elements = from..right.depth.min(from + count * PAIR);
                 for (group, out) in packed.chunks_exact_mut(amx::ROWS * count * parts).enumerate().take(groups) {
                     let first = rows.start + group * amx::ROWS;
-                    let rows = first..rows.end.min(first + amx::ROWS);
-                    match parts {
-                        1 => pack(left, rows, elements.clone(), line.get(count), out),
-                        _ => split_rows(left, rows, elements.clone(), line, out),
-                    }
+                    pack_group(*left, first..rows.end.min(first + amx::ROWS), elements.clone(), parts, line, out);
                 }
             }
+            // The block of a group and half, from `from` of the slice's units on.
+            let multiply =
+                |panel: usize, group: usize, half: usize, units: Range<usize>, c: &mut [f32], fetch: Fetch| {
+                    let (from, steps) = (unit + units.start, units.len() / amx::STEP);
+                    let here = &packed[(group * count + units.start) * amx::ROWS * parts..];
+                    let (a, at) = side_at(&side, rows.start / amx::ROWS + group, group, from, (here, parts));
+                    let first = first_panel(half);
+                    let b = right.panel(first + panel, from);
+                    // The next panel, or the first one's next slice, spread over the groups.
+                    let next = match panel + 1 < panels {
+                        true => right.panel(first + panel + 1, unit),
+                        false => right.panel(first, unit).wrapping_add(count * NR * parts),
+                    };
+                    let done = (group * count + units.start) / amx::STEP;
+                    let ahead = if group < fetching { next.wrapping_add(done * (amx::AHEAD / 4) * parts) } else { b };
+                    let c = c[..BLOCK].as_mut_ptr();
+                    // SAFETY: both sides hold these steps, `c` is a block.
+                    unsafe {
+                        match parts {
+                            1 => tiles.product(&at[..steps], a, b, c, from > 0, ahead, fetch),
+                            _ => tiles.product_split(&at[..steps], a, b, c, from > 0, ahead),
+                        }
+                    }
+                };
             for panel in 0..panels {
-                for group in 0..groups {
-                    let (a, steps) =
-                        side_at(&side, &rows, group, unit, (&packed[group * amx::ROWS * count * parts..], parts));
-                    let at = if slices > 1 { (panel * groups + group) * halves * BLOCK } else { 0 };
-                    let block = &mut blocks[at..][..halves * BLOCK];
-                    for (half, c) in block.chunks_exact_mut(BLOCK).enumerate() {
-                        let first = (half * right.columns / halves + columns.start) / NR;
-                        let b = right.panel(first + panel, unit);
-                        // The next panel, or the first one's next slice, spread over the groups.
-                        let ahead = match panel + 1 < panels {
-                            true => b.wrapping_add(right.units() * NR * parts),
-                            false => right.panel(first, unit).wrapping_add(count * NR * parts),
-                        };
-                        let ahead = match group < fetching {
-                            true => ahead.wrapping_add(group * count / amx::STEP * (amx::AHEAD / 4) * parts),
-                            false => b,
-                        };
-                        let steps = &steps[..count / amx::STEP];
-                        // SAFETY: both sides hold these steps, `c` is a block.
-                        unsafe {
-                            match parts {
-                                1 => tiles.product(steps, a, b, c.as_mut_ptr(), unit > 0, ahead),
-                                _ => tiles.product_split(steps, a, b, c.as_mut_ptr(), unit > 0, ahead),
-                            }
-                        };
+                let choice = (parts == 1 && !matches!(side, Side::Staged(_))).then(|| (pace.choose(), Instant::now()));
+                let way = choice.map_or(STAGED, |(way, _)| Pace::WAYS[way]);
+                for together in (0..groups).step_by(way.groups) {
+                    let these = together..groups.min(together + way.groups);
+                    let first = if slices > 1 { panel * groups + together } else { 0 };
+                    let blocks = &mut blocks[first * halves * BLOCK..][..these.len() * halves * BLOCK];
+                    let most = way.steps * amx::STEP;
+                    for (from, half) in
+                        (0..count).step_by(most).flat_map(|from| (0..halves).map(move |half| (from, half)))
+                    {
+                        for group in these.clone() {
+                            let fetch = if group == together { way.first } else { way.others };
+                            let c = &mut blocks[((group - together) * halves + half) * BLOCK..];
+                            multiply(panel, group, half, from..count.min(from + most), c, fetch);
+                        }
                     }
                     if unit + count < right.units() {
                         continue;
                     }
-                    let mut finish_run = |run: &Run| {
-                        let column = columns.start + panel * NR;
-                        finish(Tile {
-                            row: run.row,
-                            rows: run.rows,
-                            column,
-                            columns: NR.min(columns.end - column),
-                            stride: NR,
-                            twin: BLOCK,
-                            values: &mut block[run.from * NR..],
-                        });
-                    };
-                    match &side {
-                        Side::Staged(staged) => staged.runs(group).iter().for_each(finish_run),
-                        _ => {
-                            let row = rows.start + group * amx::ROWS;
-                            finish_run(&Run { from: 0, row, rows: amx::ROWS.min(rows.end - row) });
+                    for group in these {
+                        let block = &mut blocks[(group - together) * halves * BLOCK..][..halves * BLOCK];
+                        let mut finish_run = |run: &Run| {
+                            let column = columns.start + panel * NR;
+                            finish(Tile {
+                                row: run.row,
+                                rows: run.rows,
+                                column,
+                                columns: NR.min(columns.end - column),
+                                stride: NR,
+                                twin: BLOCK,
+                                values: &mut block[run.from * NR..],
+                            });
+                        };
+                        match &side {
+                            Side::Staged(staged) => staged.runs(group).iter().for_each(finish_run),
+                            _ => {
+                                let row = rows.start + group * amx::ROWS;
+                                finish_run(&Run { from: 0, row, rows: amx::ROWS.min(rows.end - row) });
+                            }
                         }
                     }
+                }
+                if let Some((way, begin)) = choice {
+                    pace.note(way, begin.elapsed().as_nanos() as f32 / (groups * halves * count) as f32);
                 }
             }
         }
     });
 }
 
-/// A group's rows from `unit` of their depth on, and where their steps lie.
-fn side_at<'a, T: Product, R: Rows<T>>(
-    side: &Side<'a, R>,
-    rows: &Range<usize>,
+/// A group's rows from `unit` of their depth on, and where their steps lie: it is the `whole`th of all rows, `group`th of the
+/// task's.
+fn side_at<'a>(
+    side: &Side<'a>,
+    whole: usize,
     group: usize,
     unit: usize,
-    (packed, parts): (&[u32], usize),
+    (here, parts): (&[u32], usize),
 ) -> (Left, &'a [usize]) {
+    let packed: &[usize] = if parts == 1 { &amx::PACKED } else { &amx::PACKED_SPLIT };
     match side {
-        Side::InPlace(left) => {
-            let row = left.stride().unwrap_or_default() / T::PER_UNIT;
-            let first = left.in_place(rows.start + group * amx::ROWS, unit * T::PER_UNIT, 0);
-            let a = first.map_or(std::ptr::null(), |line| line.as_ptr().cast::<u32>());
-            (Left { tiles: [a, a.wrapping_add(TILE * row)], row, low: 0 }, &amx::IN_PLACE)
-        }
         Side::Staged(staged) => {
             // Where the last group has one tile only, it is read twice.
             let at = |tile: usize| staged.memory.at(staged.tiles[tile.min(staged.tiles.len() - 1)]);
             let left = Left { tiles: [at(2 * group), at(2 * group + 1)], row: staged.row, low: staged.low };
             (left, &staged.steps[unit / amx::STEP..])
         }
-        Side::Split(split) => {
-            (Left::packed(split.at(rows.start / amx::ROWS + group, unit / amx::STEP)), &amx::PACKED_SPLIT)
-        }
-        Side::Packed if parts == 1 => (Left::packed(packed.as_ptr()), &amx::PACKED),
-        Side::Packed => (Left::packed(packed.as_ptr()), &amx::PACKED_SPLIT),
-    }
-}
-
-/// Copies a group of rows step after step ([`Left::packed`]), zeros where there are none.
-fn pack<T: Product>(
-    left: &impl Rows<T>,
-    rows: Range<usize>,
-    elements: Range<usize>,
-    line: &mut [u32],
-    out: &mut [u32],
-) {
-    for r in 0..amx::ROWS {
-        line[elements.len() / T::PER_UNIT..].fill(0);
-        match rows.start + r < rows.end {
-            true => {
-                // SAFETY: a line of u32 is at least as many elements of T, aligned for it.
-                let line = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), elements.len()) };
-                left.copy(rows.start + r, elements.start, line);
-            }
-            false => line.fill(0),
-        }
-        for (step, part) in line.chunks_exact(amx::STEP).enumerate() {
-            out[(step * amx::ROWS + r) * amx::STEP..][..amx::STEP].copy_from_slice(part);
-        }
+        Side::Packed(rows) => (Left::packed(rows.at(whole, unit / amx::STEP)), packed),
+        Side::Here => (Left::packed(here.as_ptr()), packed),
     }
 }

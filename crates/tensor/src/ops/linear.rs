@@ -2,6 +2,7 @@
 
 use super::{Activation, Products};
 use crate::cpu::gemm::PackedColumns;
+use crate::cpu::linear::Input;
 use crate::parking::waits;
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Error, Result, Tensor, Turn, cpu, cuda};
@@ -167,6 +168,15 @@ impl Linear {
         same_kind("linear", "the input", x, self.dtype, self.device)
     }
 
+    /// Checks what is added to `rows` rows of output.
+    pub(super) fn check_residual(&self, rows: usize, residual: Option<&Tensor>) -> Result<()> {
+        let Some(r) = residual else { return Ok(()) };
+        if r.len() != rows * self.out_features() || r.last_dim() != self.out_features() {
+            return Err(Error::shape("linear", "the residual", r.shape(), "the output's shape"));
+        }
+        same_kind("linear", "the residual", r, self.dtype, self.device)
+    }
+
     /// `x W^T + b`: `[.., in] -> [.., out]`.
     ///
     /// # Errors
@@ -181,15 +191,10 @@ impl Linear {
     /// Shapes or element types that do not fit.
     pub fn forward_with(&self, x: &Tensor, activation: Activation, residual: Option<&Tensor>) -> Result<Tensor> {
         self.check(x)?;
-        if let Some(r) = residual {
-            if r.len() != x.len() / self.in_features() * self.out_features() || r.last_dim() != self.out_features() {
-                return Err(Error::shape("linear", "the residual", r.shape(), "the output's shape"));
-            }
-            same_kind("linear", "the residual", r, self.dtype, self.device)?;
-        }
+        self.check_residual(x.len() / self.in_features(), residual)?;
         match &self.packed {
             Packed::Cpu(packed, bias) => {
-                by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward::<T>(x, packed, bias.as_deref(), activation, residual))
+                by_dtype!("linear", "the input", self.dtype, T => cpu::linear::forward::<T>(Input::Plain(x), packed, bias.as_deref(), activation, residual))
             }
             Packed::Cuda(_) if self.eights.is_some() => self.forward_narrowing(x, activation, residual),
             Packed::Cuda(layer) => cuda::linear::forward(x, &*layer.at_hand()?, activation, residual),
@@ -239,7 +244,7 @@ impl Linear {
         }
         match &self.packed {
             Packed::Cpu(packed, bias) => {
-                by_dtype!("geglu", "the input", self.dtype, T => cpu::linear::forward_geglu::<T>(x, packed, bias.as_deref()))
+                by_dtype!("geglu", "the input", self.dtype, T => cpu::linear::forward_geglu::<T>(Input::Plain(x), packed, bias.as_deref()))
             }
             Packed::Cuda(_) if self.eights.is_some() => {
                 cuda::elementwise::geglu(&self.forward_narrowing(x, Activation::None, None)?)

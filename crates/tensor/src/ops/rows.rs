@@ -1,19 +1,39 @@
-//! What a linear layer reads: rows as they are, or in 8 bits where the layer computes in those.
+//! What a linear layer reads: rows as they are, in the order in which the layer reads them, or in 8 bits where it computes in
+//! those.
 
 use super::linear::Packed;
 use super::norm::channels;
 use super::{Activation, Linear};
-use crate::{Error, Result, Tensor, cuda};
+use crate::cpu::gemm::PackedColumns;
+use crate::cpu::linear::Input;
+use crate::{Error, Result, Tensor, cpu, cuda};
+use half::bf16;
+use std::sync::Arc;
 
 /// Rows for linear layers.
 #[derive(Clone)]
 pub enum Rows {
     /// In the layer's element type.
     Plain(Tensor),
+    /// The same in the order in which a product in tiles of the CPU reads them.
+    Packed(PackedRows),
     /// For a layer in 8 bits; see [`Linear::narrow`].
     Narrow(NarrowRows),
     /// For a layer that normalises them itself; see [`Linear::behind_norm`].
     Normed(NormedRows),
+}
+
+/// Rows in the order of tiles.
+#[derive(Clone)]
+pub struct PackedRows {
+    rows: Arc<cpu::rows::PackedRows>,
+    shape: Vec<usize>,
+}
+
+impl PackedRows {
+    fn input(&self) -> Input<'_> {
+        Input::Packed(&self.rows, &self.shape)
+    }
 }
 
 /// Rows of 8-bit numbers with a scale for each row.
@@ -58,9 +78,16 @@ impl std::fmt::Debug for Rows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Rows::Plain(x) => write!(f, "Rows({x:?})"),
+            Rows::Packed(rows) => rows.fmt(f),
             Rows::Narrow(_) => f.write_str("Rows(8 bits)"),
             Rows::Normed(rows) => write!(f, "Rows({:?}, to be normalised)", rows.x),
         }
+    }
+}
+
+impl std::fmt::Debug for PackedRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Rows({:?}, in the order of tiles)", self.shape)
     }
 }
 
@@ -92,10 +119,37 @@ fn normalised(next: &Linear, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f3
         let bias = channels("layer_norm", "the bias", bias, x, x.last_dim())?;
         return Ok(Rows::Narrow(NarrowRows(cuda::narrow::layer_norm(x, &weight, &bias, eps)?)));
     }
+    if next.reads_packed() && !x.is_empty() {
+        next.check(x)?;
+        let weight = channels("layer_norm", "the weight", weight, x, x.last_dim())?;
+        let bias = channels("layer_norm", "the bias", bias, x, x.last_dim())?;
+        let rows = Arc::new(cpu::norm::layer_norm_packed(x, weight.data(), Some(bias.data()), eps)?);
+        return Ok(Rows::Packed(PackedRows { rows, shape: x.shape().to_vec() }));
+    }
     super::layer_norm(x, weight, Some(bias), eps).map(Rows::Plain)
 }
 
 impl Linear {
+    /// Whether it best reads rows in the order of tiles.
+    fn reads_packed(&self) -> bool {
+        match &self.packed {
+            Packed::Cpu(weight, _) => cpu::linear::reads_packed(self.dtype, weight),
+            Packed::Cuda(_) => false,
+        }
+    }
+
+    /// Its weight and bias, if it can read such rows.
+    fn packed_for(&self, x: &PackedRows) -> Result<(&PackedColumns, Option<&[f32]>)> {
+        let fits = x.shape.last() == Some(&self.inputs) && self.reads_packed();
+        match &self.packed {
+            Packed::Cpu(weight, bias) if fits => Ok((weight, bias.as_deref())),
+            _ => {
+                let expected = format!("[.., {}] for a layer whose products run in tiles", self.inputs);
+                Err(Error::shape("linear", "the packed input", &x.shape, expected))
+            }
+        }
+    }
+
     /// From now on computes in 8 bits (e4m3) with a scale for each row of weight and input, where the device can: twice
     /// the speed of 16 bits, at an error of some percent. Returns whether it does; where not, nothing has changed.
     ///
@@ -173,6 +227,11 @@ impl Linear {
     pub fn forward_rows(&self, x: &Rows, residual: Option<&Tensor>) -> Result<Tensor> {
         match x {
             Rows::Plain(x) => self.forward_with(x, Activation::None, residual),
+            Rows::Packed(x) => {
+                let (weight, bias) = self.packed_for(x)?;
+                self.check_residual(x.rows.count(), residual)?;
+                cpu::linear::forward::<bf16>(x.input(), weight, bias, Activation::None, residual)
+            }
             Rows::Narrow(NarrowRows(x)) => self.forward_narrow(x, residual),
             Rows::Normed(rows) => match residual.is_none().then(|| rows.by(self, false)).transpose()?.flatten() {
                 Some(y) => Ok(y),
@@ -201,9 +260,25 @@ impl Linear {
             return Ok(Rows::Narrow(NarrowRows(cuda::narrow::geglu(&self.forward_rows(x, None)?)?)));
         }
         match x {
+            Rows::Packed(x) => self.gate_packed(next, x),
             Rows::Plain(x) if self.eights.is_none() => self.forward_geglu(x).map(Rows::Plain),
             _ => cuda::elementwise::geglu(&self.forward_rows(x, None)?).map(Rows::Plain),
         }
+    }
+
+    /// [`Linear::forward_geglu_for`] of packed rows.
+    fn gate_packed(&self, next: &Linear, x: &PackedRows) -> Result<Rows> {
+        let (weight, bias) = self.packed_for(x)?;
+        if !self.outputs.is_multiple_of(2) {
+            return Err(Error::shape("geglu", "the weight", &[self.outputs, self.inputs], "an even number of outputs"));
+        }
+        let mut shape = x.shape.clone();
+        shape.splice(shape.len() - 1.., [self.outputs / 2]);
+        if next.reads_packed() && next.inputs == self.outputs / 2 {
+            let rows = Arc::new(cpu::linear::forward_geglu_packed(x.input(), weight, bias)?);
+            return Ok(Rows::Packed(PackedRows { rows, shape }));
+        }
+        cpu::linear::forward_geglu::<bf16>(x.input(), weight, bias).map(Rows::Plain)
     }
 
     /// [`Linear::forward_geglu_for`] by the layer itself in 8 bits, whose outputs have a size for them; none where it cannot.
@@ -217,7 +292,7 @@ impl Linear {
                 Some((x, norm)) => cuda::narrow::forward_geglu(&x, Some(norm), &weight.at_hand()?, layer),
                 None => Ok(None),
             },
-            Rows::Plain(_) => Ok(None),
+            Rows::Plain(_) | Rows::Packed(_) => Ok(None),
         }
     }
 

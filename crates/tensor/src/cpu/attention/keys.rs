@@ -2,9 +2,10 @@
 
 use super::{GROUP, Layout, Scratch};
 use crate::cpu::amx;
-use crate::cpu::gemm::{Product, Rows, interleave, pack_rows, splits};
+use crate::cpu::gemm::{Product, interleave, pack_rows, splits};
 use crate::cpu::isa::simd;
 use crate::cpu::micro::NR;
+use crate::cpu::rows::Rows;
 use crate::cpu::split::{NUMBERS, parts_of, split_rows};
 use crate::meter::watch;
 use crate::ops::Products;

@@ -3,7 +3,7 @@
 
 use super::softmax::{Running, Weighing, hide_later, scale_columns, weigh, weigh_in_parts};
 use super::{Layout, PANELS, PackedKeys, Scratch, Sizes};
-use crate::cpu::amx::{self, Left, Tiles};
+use crate::cpu::amx::{self, Fetch, Left, Tiles};
 use crate::cpu::gemm::{Product, units};
 use crate::cpu::micro::NR;
 
@@ -29,7 +29,7 @@ pub(super) fn pass<T: Product>(
     // SAFETY: callers pass operands of these steps, and a block.
     let product = |steps: usize, a: *const u32, b: *const u32, c: *mut f32, accumulate: bool| unsafe {
         match parts {
-            1 => tiles.product(&amx::PACKED[..steps], Left::packed(a), b, c, accumulate, b),
+            1 => tiles.product(&amx::PACKED[..steps], Left::packed(a), b, c, accumulate, b, Fetch::Both),
             _ => tiles.product_split(&amx::PACKED_SPLIT[..steps], Left::packed(a), b, c, accumulate, b),
         }
     };

@@ -35,7 +35,7 @@ impl<T: Element> Windows<'_, T> {
         self.stored[2] / 2 * Self::PARTS
     }
 
-    /// As [`Rows::task_rows`](crate::cpu::gemm::Rows::task_rows).
+    /// As [`Rows::task_rows`](crate::cpu::rows::Rows::task_rows).
     pub(super) fn staged_rows(&self) -> usize {
         let [oh, ow] = self.out;
         match self.way() {
@@ -44,7 +44,7 @@ impl<T: Element> Windows<'_, T> {
         }
     }
 
-    /// As [`Rows::stage`](crate::cpu::gemm::Rows::stage).
+    /// As [`Rows::stage`](crate::cpu::rows::Rows::stage).
     pub(super) fn stage_rows(&self, rows: Range<usize>, staged: &mut Staged) -> bool {
         staged.tiles.clear();
         staged.runs.clear();

@@ -1,6 +1,7 @@
 //! Normalisation of bf16 with AVX-512: a channel's sums stay in registers, and SiLU takes the reciprocal of 14 bits and an
 //! exponential within 8e-5, which bf16 rounds away.
 
+use crate::cpu::rows::Place;
 use crate::ops::Activation;
 use std::arch::x86_64::*;
 
@@ -109,9 +110,15 @@ pub(super) unsafe fn apply(
     }
 }
 
-/// As `layer_norm_rows`.
+/// As `layer_norm_rows`, of which the first is the `first`th, to where `place` says.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn layer_norm_rows(x: &[u16], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: *mut u16) {
+pub(super) unsafe fn layer_norm_rows(
+    x: &[u16],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    (out, first, place): (*mut u16, usize, Place),
+) {
     let c = weight.len();
     let bias = bias.map(<[f32]>::as_ptr);
     let all =
@@ -137,7 +144,7 @@ pub(super) unsafe fn layer_norm_rows(x: &[u16], weight: &[f32], bias: Option<&[f
                 let g = _mm512_mul_ps(inverse, _mm512_maskz_loadu_ps(mask, weight.as_ptr().add(at)));
                 let t = bias.map_or(_mm512_setzero_ps(), |bias| _mm512_maskz_loadu_ps(mask, bias.add(at)));
                 let y: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(_mm512_fmadd_ps(d, g, t)));
-                _mm256_mask_storeu_epi16(out.add(i * c + at).cast(), mask, y);
+                _mm256_mask_storeu_epi16(out.add(place.at(first + i, at)).cast(), mask, y);
             }
         }
     }
