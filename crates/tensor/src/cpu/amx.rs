@@ -157,7 +157,7 @@ macro_rules! load_accumulators {
             "tileloadd tmm3, [{c} + {line}*1 + 2112]\n",
             gap!(),
             "\n",
-            "jmp 3f\n2:\n",
+            "jmp 5f\n2:\n",
             "tilezero tmm0\n",
             gap!(),
             "\ntilezero tmm1\n",
@@ -167,7 +167,7 @@ macro_rules! load_accumulators {
             gap!(),
             "\ntilezero tmm3\n",
             gap!(),
-            "\n3:",
+            "\n5:",
         )
     };
 }
@@ -191,7 +191,9 @@ macro_rules! store_accumulators {
     };
 }
 
-/// The steps of a product, whose rows `$load` loads and whose gaps are `$gap`.
+/// The steps of a product, whose rows `$load` loads and whose gaps are `$gap`. Operands of a step are loaded between the products
+/// of the one before: while another thread of the core is busy few tile registers can be written ahead, and a product behind
+/// the load that it waits for holds up all of them.
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 macro_rules! product_steps {
     ($load:literal, $gap:ident) => {
@@ -201,39 +203,63 @@ macro_rules! product_steps {
             "add {x}, {a}\n",
             $load,
             " tmm4, [{x} + {row}*1]\n",
-            $gap!(2048, 2112, 2176, 2240),
-            "\n",
-            "tileloadd tmm6, [{b} + {line}*1]\n",
-            $gap!(2304, 2368, 2432, 2496),
-            "\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            $gap!(2560, 2624, 2688, 2752),
+            $gap!(2048, 2112, 2176, 2240, 2304, 2368, 2432, 2496),
+            "\ntileloadd tmm6, [{b} + {line}*1]\n",
+            $gap!(2560, 2624, 2688, 2752, 2816, 2880, 2944, 3008),
             "\n",
             $load,
             " tmm5, [{y} + {row}*1]\n",
+            $gap!(3072, 3136, 3200, 3264, 3328, 3392, 3456, 3520),
+            "\ntileloadd tmm7, [{b} + {line}*1 + 64]\n",
+            $gap!(3584, 3648, 3712, 3776, 3840, 3904, 3968, 4032),
+            "\ndec {steps}\n",
+            "jz 4f\n",
+            "3:\n",
+            "add {at}, 8\n",
+            "mov {x}, [{at}]\n",
+            "lea {y}, [{a16} + {x}]\n",
+            "add {x}, {a}\n",
+            "add {b}, 2048\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            $gap!(2048, 2112, 2176, 2240),
+            "\ntdpbf16ps tmm2, tmm5, tmm6\n",
+            $gap!(2304, 2368, 2432, 2496),
+            "\ntileloadd tmm6, [{b} + {line}*1]\n",
+            $gap!(2560, 2624, 2688, 2752),
+            "\ntdpbf16ps tmm1, tmm4, tmm7\n",
             $gap!(2816, 2880, 2944, 3008),
             "\n",
-            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            $load,
+            " tmm4, [{x} + {row}*1]\n",
             $gap!(3072, 3136, 3200, 3264),
-            "\n",
-            "tileloadd tmm7, [{b} + {line}*1 + 64]\n",
+            "\ntdpbf16ps tmm3, tmm5, tmm7\n",
             $gap!(3328, 3392, 3456, 3520),
             "\n",
-            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            $load,
+            " tmm5, [{y} + {row}*1]\n",
             $gap!(3584, 3648, 3712, 3776),
-            "\n",
-            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            "\ntileloadd tmm7, [{b} + {line}*1 + 64]\n",
             $gap!(3840, 3904, 3968, 4032),
-            "\n",
-            "prefetcht1 [{ahead}]\n",
+            "\nprefetcht1 [{ahead}]\n",
             "prefetcht1 [{ahead} + 64]\n",
             "prefetcht1 [{ahead} + 128]\n",
             "prefetcht1 [{ahead} + 192]\n",
             "add {ahead}, 256\n",
-            "add {b}, 2048\n",
-            "add {at}, 8\n",
             "dec {steps}\n",
-            "jnz 3b",
+            "jnz 3b\n",
+            "4:\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            gap!(),
+            "\ntdpbf16ps tmm2, tmm5, tmm6\n",
+            gap!(),
+            "\ntdpbf16ps tmm1, tmm4, tmm7\n",
+            gap!(),
+            "\ntdpbf16ps tmm3, tmm5, tmm7\n",
+            "prefetcht1 [{ahead}]\n",
+            "prefetcht1 [{ahead} + 64]\n",
+            "prefetcht1 [{ahead} + 128]\n",
+            "prefetcht1 [{ahead} + 192]\n",
+            "nop\nnop\nnop\nnop",
         )
     };
 }
@@ -331,6 +357,7 @@ impl Tiles {
         unsafe {
             std::arch::asm!(
                 load_accumulators!("x"),
+                "3:",
                 "mov {x}, [{at}]",
                 "lea {y}, [{a16} + {x}]",
                 "add {x}, {a}",
