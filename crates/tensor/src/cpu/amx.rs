@@ -5,9 +5,11 @@
 //!
 //! A tile register holds 16 rows of 64 bytes. Packed columns (see `micro`) are right-hand tiles as they lie, rows of a
 //! matrix are left-hand tiles as they lie. Bound: the tile unit, 16 cycles for each of the four products of a step,
-//! beside four tile loads, of twelve beside eight for numbers in two parts; these hide behind the products only while the
-//! processor does not throttle. While it does, a tile instruction that comes less than eight instructions after another waits
-//! 22 cycles more, so all of them have that distance.
+//! beside four tile loads, of twelve beside eight for numbers in two parts.
+//!
+//! These hide behind the products only while tile registers are free to be written ahead. A core whose other thread is busy has
+//! few, so tiles are zeroed as soon as they are read for the last time, which frees theirs, and are loaded so late that few
+//! live at once: half as fast again there, and no slower elsewhere.
 
 use super::micro::NR;
 
@@ -109,7 +111,8 @@ pub(crate) fn available() -> bool {
     cfg!(feature = "imitated-tiles")
 }
 
-/// Instructions that do nothing, so many that tile instructions lie eight or more apart.
+/// Instructions that do nothing: a core with few tile registers has waited some 20 cycles more where tile instructions lay less
+/// than eight instructions apart, others do them for nothing.
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 macro_rules! gap {
     // Whatever might be fetched.
@@ -177,89 +180,58 @@ macro_rules! load_accumulators {
 macro_rules! store_accumulators {
     () => {
         concat!(
-            "tilestored [{c} + {line}*1], tmm0\n",
+            "tilestored [{c} + {line}*1], tmm0\ntilezero tmm0\n",
             gap!(),
-            "\n",
-            "tilestored [{c} + {line}*1 + 64], tmm1\n",
+            "\ntilestored [{c} + {line}*1 + 64], tmm1\ntilezero tmm1\n",
             gap!(),
-            "\n",
-            "tilestored [{c} + {line}*1 + 2048], tmm2\n",
+            "\ntilestored [{c} + {line}*1 + 2048], tmm2\ntilezero tmm2\n",
             gap!(),
-            "\n",
-            "tilestored [{c} + {line}*1 + 2112], tmm3",
+            "\ntilestored [{c} + {line}*1 + 2112], tmm3\ntilezero tmm3",
         )
     };
 }
 
-/// The steps of a product, whose rows `$load` loads and whose gaps are `$gap`. Operands of a step are loaded between the products
-/// of the one before: while another thread of the core is busy few tile registers can be written ahead, and a product behind
-/// the load that it waits for holds up all of them.
+/// The steps of a product, whose rows `$load` loads and whose gaps are `$gap`. At most three tiles of operands live at once.
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 macro_rules! product_steps {
     ($load:literal, $gap:ident) => {
         concat!(
-            "mov {x}, [{at}]\n",
-            "lea {y}, [{a16} + {x}]\n",
-            "add {x}, {a}\n",
-            $load,
-            " tmm4, [{x} + {row}*1]\n",
-            $gap!(2048, 2112, 2176, 2240, 2304, 2368, 2432, 2496),
-            "\ntileloadd tmm6, [{b} + {line}*1]\n",
-            $gap!(2560, 2624, 2688, 2752, 2816, 2880, 2944, 3008),
-            "\n",
-            $load,
-            " tmm5, [{y} + {row}*1]\n",
-            $gap!(3072, 3136, 3200, 3264, 3328, 3392, 3456, 3520),
-            "\ntileloadd tmm7, [{b} + {line}*1 + 64]\n",
-            $gap!(3584, 3648, 3712, 3776, 3840, 3904, 3968, 4032),
-            "\ndec {steps}\n",
-            "jz 4f\n",
             "3:\n",
-            "add {at}, 8\n",
             "mov {x}, [{at}]\n",
             "lea {y}, [{a16} + {x}]\n",
             "add {x}, {a}\n",
-            "add {b}, 2048\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            $gap!(2048, 2112, 2176, 2240),
-            "\ntdpbf16ps tmm2, tmm5, tmm6\n",
-            $gap!(2304, 2368, 2432, 2496),
-            "\ntileloadd tmm6, [{b} + {line}*1]\n",
-            $gap!(2560, 2624, 2688, 2752),
-            "\ntdpbf16ps tmm1, tmm4, tmm7\n",
-            $gap!(2816, 2880, 2944, 3008),
-            "\n",
             $load,
             " tmm4, [{x} + {row}*1]\n",
+            $gap!(2048, 2112, 2176, 2240),
+            "\ntileloadd tmm6, [{b} + {line}*1]\n",
+            $gap!(2304, 2368, 2432, 2496),
+            "\ntdpbf16ps tmm0, tmm4, tmm6\n",
+            $gap!(2560, 2624, 2688, 2752),
+            "\ntileloadd tmm7, [{b} + {line}*1 + 64]\n",
+            $gap!(2816, 2880, 2944, 3008),
+            "\ntdpbf16ps tmm1, tmm4, tmm7\n",
+            "tilezero tmm4\n",
             $gap!(3072, 3136, 3200, 3264),
-            "\ntdpbf16ps tmm3, tmm5, tmm7\n",
-            $gap!(3328, 3392, 3456, 3520),
             "\n",
             $load,
             " tmm5, [{y} + {row}*1]\n",
+            $gap!(3328, 3392, 3456, 3520),
+            "\ntdpbf16ps tmm3, tmm5, tmm7\n",
+            "tilezero tmm7\n",
             $gap!(3584, 3648, 3712, 3776),
-            "\ntileloadd tmm7, [{b} + {line}*1 + 64]\n",
+            "\ntdpbf16ps tmm2, tmm5, tmm6\n",
+            "tilezero tmm5\n",
+            "tilezero tmm6\n",
             $gap!(3840, 3904, 3968, 4032),
             "\nprefetcht1 [{ahead}]\n",
             "prefetcht1 [{ahead} + 64]\n",
             "prefetcht1 [{ahead} + 128]\n",
             "prefetcht1 [{ahead} + 192]\n",
             "add {ahead}, 256\n",
+            "add {b}, 2048\n",
+            "add {at}, 8\n",
             "dec {steps}\n",
-            "jnz 3b\n",
-            "4:\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            gap!(),
-            "\ntdpbf16ps tmm2, tmm5, tmm6\n",
-            gap!(),
-            "\ntdpbf16ps tmm1, tmm4, tmm7\n",
-            gap!(),
-            "\ntdpbf16ps tmm3, tmm5, tmm7\n",
-            "prefetcht1 [{ahead}]\n",
-            "prefetcht1 [{ahead} + 64]\n",
-            "prefetcht1 [{ahead} + 128]\n",
-            "prefetcht1 [{ahead} + 192]\n",
-            "nop\nnop\nnop\nnop",
+            "jnz 3b",
         )
     };
 }
@@ -363,57 +335,64 @@ impl Tiles {
                 "add {x}, {a}",
                 // The first part of the rows with the second of the columns,
                 "tileloadd tmm4, [{x} + {row}*1]",
-                gap!(4096, 4160, 4224, 4288),
+                columns!(4096, 4160, 4224, 4288),
                 "tileloadd tmm6, [{b} + {line}*1 + 2048]",
-                gap!(4352, 4416, 4480, 4544),
+                columns!(4352, 4416, 4480, 4544),
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                gap!(4608, 4672, 4736, 4800),
+                columns!(4608, 4672, 4736, 4800),
                 "tileloadd tmm5, [{y} + {row}*1]",
-                gap!(4864, 4928, 4992, 5056),
+                columns!(4864, 4928, 4992, 5056),
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                gap!(5120, 5184, 5248, 5312),
+                "tilezero tmm6",
+                columns!(5120, 5184, 5248, 5312),
                 "tileloadd tmm7, [{b} + {line}*1 + 2112]",
-                gap!(5376, 5440, 5504, 5568),
+                columns!(5376, 5440, 5504, 5568),
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                gap!(5632, 5696, 5760, 5824),
+                columns!(5632, 5696, 5760, 5824),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm7",
+                columns!(5888, 5952, 6016, 6080),
                 // with their first,
                 "tileloadd tmm6, [{b} + {line}*1]",
-                gap!(5888, 5952, 6016, 6080),
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                gap!(6144, 6208, 6272, 6336),
+                columns!(6144, 6208, 6272, 6336),
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                gap!(6400, 6464, 6528, 6592),
-                "tileloadd tmm7, [{b} + {line}*1 + 64]",
-                gap!(6656, 6720, 6784, 6848),
+                columns!(6400, 6464, 6528, 6592),
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                gap!(6912, 6976, 7040, 7104),
+                columns!(6656, 6720, 6784, 6848),
+                "tileloadd tmm7, [{b} + {line}*1 + 64]",
+                columns!(6912, 6976, 7040, 7104),
                 "tdpbf16ps tmm1, tmm4, tmm7",
+                "tilezero tmm4",
+                columns!(7168, 7232, 7296, 7360),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm5",
+                columns!(7424, 7488, 7552, 7616),
                 "add {x}, {low}",
                 "add {y}, {low}",
-                gap!(7168, 7232, 7296, 7360),
                 // and the second part of the rows with that.
                 "tileloadd tmm4, [{x} + {row}*1]",
-                gap!(7424, 7488, 7552, 7616),
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                gap!(7680, 7744, 7808, 7872),
-                "tileloadd tmm5, [{y} + {row}*1]",
-                gap!(7936, 8000, 8064, 8128),
+                columns!(7680, 7744, 7808, 7872),
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                columns!(7936, 8000, 8064, 8128),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tilezero tmm4",
                 "prefetcht1 [{ahead}]",
                 "prefetcht1 [{ahead} + 64]",
                 "prefetcht1 [{ahead} + 128]",
                 "prefetcht1 [{ahead} + 192]",
                 "nop\nnop\nnop\nnop",
-                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm5, [{y} + {row}*1]",
                 "prefetcht1 [{ahead} + 256]",
                 "prefetcht1 [{ahead} + 320]",
                 "prefetcht1 [{ahead} + 384]",
                 "prefetcht1 [{ahead} + 448]",
                 "nop\nnop\nnop\nnop",
-                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tilezero tmm6",
                 gap!(),
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "nop\nnop\nnop",
+                "tilezero tmm5",
+                "tilezero tmm7",
                 "add {ahead}, 512",
                 "add {b}, 4096",
                 "add {at}, 8",
