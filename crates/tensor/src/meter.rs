@@ -115,7 +115,7 @@ fn peak_of<T: Product>(in_parts: bool) -> f64 {
                     }
                     Some(tiles) => {
                         let steps = &amx::PACKED[..UNITS / amx::STEP];
-                        tiles.product(steps, amx::Left::packed(a), b, c, false, b, amx::Fetch::Columns);
+                        tiles.product(steps, amx::Left::packed(a), b, c, false, b, amx::Fetch::Near);
                     }
                     None => kernel(UNITS, a, MR, b, c, NR, true),
                 }

@@ -35,17 +35,13 @@ impl Left {
     }
 }
 
-/// How both sides of a product come into the first-level cache.
+/// How both sides of a product come from the second-level cache, columns a step ahead of their use.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Fetch {
-    /// Columns a step ahead of their use.
-    Columns,
-    /// Both sides, where rows are packed.
-    Both,
-    /// Columns a step ahead, rows past that cache.
+    /// Through the first-level cache.
+    Near,
+    /// Rows past that cache, where columns then stay from one group of rows to the next.
     Past,
-    /// Nothing, rows past that cache, where columns lie already.
-    PastOnly,
 }
 
 /// Bytes that a product fetches ahead in each step: of eight groups of rows each, a panel's share.
@@ -115,8 +111,7 @@ pub(crate) fn available() -> bool {
 /// than eight instructions apart, others do them for nothing.
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 macro_rules! gap {
-    // Whatever might be fetched.
-    ($($bytes:literal),*) => {
+    () => {
         "nop\nnop\nnop\nnop\nnop\nnop\nnop\nnop"
     };
 }
@@ -127,14 +122,6 @@ macro_rules! gap {
 macro_rules! columns {
     ($($bytes:literal),*) => {
         concat!($("prefetcht0 [{b} + ", $bytes, "]\n",)* "nop\nnop\nnop\nnop")
-    };
-}
-
-/// As [`gap`] with eight that fetch lines of the next step's columns and packed rows.
-#[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
-macro_rules! both {
-    ($($bytes:literal),*) => {
-        concat!($("prefetcht0 [{b} + ", $bytes, "]\nprefetcht0 [{x} + ", $bytes, "]\n",)*)
     };
 }
 
@@ -191,10 +178,10 @@ macro_rules! store_accumulators {
     };
 }
 
-/// The steps of a product, whose rows `$load` loads and whose gaps are `$gap`. At most three tiles of operands live at once.
+/// The steps of a product, whose rows `$load` loads. At most three tiles of operands live at once.
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
 macro_rules! product_steps {
-    ($load:literal, $gap:ident) => {
+    ($load:literal) => {
         concat!(
             "3:\n",
             "mov {x}, [{at}]\n",
@@ -202,27 +189,27 @@ macro_rules! product_steps {
             "add {x}, {a}\n",
             $load,
             " tmm4, [{x} + {row}*1]\n",
-            $gap!(2048, 2112, 2176, 2240),
+            columns!(2048, 2112, 2176, 2240),
             "\ntileloadd tmm6, [{b} + {line}*1]\n",
-            $gap!(2304, 2368, 2432, 2496),
+            columns!(2304, 2368, 2432, 2496),
             "\ntdpbf16ps tmm0, tmm4, tmm6\n",
-            $gap!(2560, 2624, 2688, 2752),
+            columns!(2560, 2624, 2688, 2752),
             "\ntileloadd tmm7, [{b} + {line}*1 + 64]\n",
-            $gap!(2816, 2880, 2944, 3008),
+            columns!(2816, 2880, 2944, 3008),
             "\ntdpbf16ps tmm1, tmm4, tmm7\n",
             "tilezero tmm4\n",
-            $gap!(3072, 3136, 3200, 3264),
+            columns!(3072, 3136, 3200, 3264),
             "\n",
             $load,
             " tmm5, [{y} + {row}*1]\n",
-            $gap!(3328, 3392, 3456, 3520),
+            columns!(3328, 3392, 3456, 3520),
             "\ntdpbf16ps tmm3, tmm5, tmm7\n",
             "tilezero tmm7\n",
-            $gap!(3584, 3648, 3712, 3776),
+            columns!(3584, 3648, 3712, 3776),
             "\ntdpbf16ps tmm2, tmm5, tmm6\n",
             "tilezero tmm5\n",
             "tilezero tmm6\n",
-            $gap!(3840, 3904, 3968, 4032),
+            columns!(3840, 3904, 3968, 4032),
             "\nprefetcht1 [{ahead}]\n",
             "prefetcht1 [{ahead} + 64]\n",
             "prefetcht1 [{ahead} + 128]\n",
@@ -276,10 +263,10 @@ impl Tiles {
         fetch: Fetch,
     ) {
         macro_rules! product {
-            ($load:literal, $gap:ident) => {
+            ($load:literal) => {
                 std::arch::asm!(
                     load_accumulators!("accumulate"),
-                    product_steps!($load, $gap),
+                    product_steps!($load),
                     store_accumulators!(),
                     accumulate = in(reg) u32::from(accumulate),
                     steps = inout(reg) steps.len() => _,
@@ -300,10 +287,8 @@ impl Tiles {
         // SAFETY: reads and writes what the caller promised.
         unsafe {
             match fetch {
-                Fetch::Columns => product!("tileloadd", columns),
-                Fetch::Both => product!("tileloadd", both),
-                Fetch::Past => product!("tileloaddt1", columns),
-                Fetch::PastOnly => product!("tileloaddt1", gap),
+                Fetch::Near => product!("tileloadd"),
+                Fetch::Past => product!("tileloaddt1"),
             }
         }
     }

@@ -116,21 +116,17 @@ struct Way {
     steps: usize,
     /// Groups of rows that are taken together.
     groups: usize,
-    /// How the first of those fetches its operands.
-    first: Fetch,
-    /// And the others.
-    others: Fetch,
+    fetch: Fetch,
 }
 
 /// Group by group, each as deep as a slice.
-const DEEP: Way = Way { steps: amx::MOST_STEPS, groups: 1, first: Fetch::Both, others: Fetch::Both };
+const DEEP: Way = Way { steps: amx::MOST_STEPS, groups: 1, fetch: Fetch::Near };
 /// As many steps of columns as a first-level cache holds, where they stay for all groups while rows pass it by.
-const SHALLOW: Way = Way { steps: 20, groups: 8, first: Fetch::Past, others: Fetch::PastOnly };
-/// For rows that lie pixel by pixel, whose windows overlap, and for numbers in two parts.
-const STAGED: Way = Way { steps: amx::MOST_STEPS, groups: 1, first: Fetch::Columns, others: Fetch::Columns };
+const SHALLOW: Way = Way { steps: 20, groups: 8, fetch: Fetch::Past };
 
-/// Finds out which of two ways is quicker on this thread's core, which changes from one moment to the next: the one where
-/// loads past the first-level cache are hidden, the other where a tile instruction waits for the one before it.
+/// Finds out which of two ways is quicker on this thread's core, which changes from one moment to the next: shallow by a
+/// quarter where the caches are its own, deep by a tenth where it shares them with another thread. Rows of windows, which
+/// overlap, and numbers in two parts always go deep.
 #[derive(Default)]
 struct Pace {
     /// What each took lately, in nanoseconds for a unit of depth of a block.
@@ -230,7 +226,7 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                 };
             for panel in 0..panels {
                 let choice = (parts == 1 && !matches!(side, Side::Staged(_))).then(|| (pace.choose(), Instant::now()));
-                let way = choice.map_or(STAGED, |(way, _)| Pace::WAYS[way]);
+                let way = choice.map_or(DEEP, |(way, _)| Pace::WAYS[way]);
                 for together in (0..groups).step_by(way.groups) {
                     let these = together..groups.min(together + way.groups);
                     let first = if slices > 1 { panel * groups + together } else { 0 };
@@ -240,9 +236,8 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                         (0..count).step_by(most).flat_map(|from| (0..halves).map(move |half| (from, half)))
                     {
                         for group in these.clone() {
-                            let fetch = if group == together { way.first } else { way.others };
                             let c = &mut blocks[((group - together) * halves + half) * BLOCK..];
-                            multiply(panel, group, half, from..count.min(from + most), c, fetch);
+                            multiply(panel, group, half, from..count.min(from + most), c, way.fetch);
                         }
                     }
                     if unit + count < right.units() {

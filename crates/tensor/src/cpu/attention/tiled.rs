@@ -29,7 +29,7 @@ pub(super) fn pass<T: Product>(
     // SAFETY: callers pass operands of these steps, and a block.
     let product = |steps: usize, a: *const u32, b: *const u32, c: *mut f32, accumulate: bool| unsafe {
         match parts {
-            1 => tiles.product(&amx::PACKED[..steps], Left::packed(a), b, c, accumulate, b, Fetch::Both),
+            1 => tiles.product(&amx::PACKED[..steps], Left::packed(a), b, c, accumulate, b, Fetch::Near),
             _ => tiles.product_split(&amx::PACKED_SPLIT[..steps], Left::packed(a), b, c, accumulate, b),
         }
     };
