@@ -225,6 +225,10 @@ fn attention_with_two_branches() {
             (1, 9, 513, 1, 96, false),
             (2, 70, 130, 1, 200, false),
             (2, 130, 77, 3, 64, false),
+            (1, 30, 128, 1, 64, false),
+            (1, 40, 256, 1, 32, false),
+            (1, 129, 192, 1, 160, false),
+            (1, 250, 250, 1, 64, true),
             (3, 65, 21, 2, 64, false),
             (1, 700, 80, 1, 64, false),
             (2, 33, 11, 3, 64, false),
@@ -279,6 +283,34 @@ fn attention_from_one_product_and_from_packed_keys() {
     let wide = Noise(1).tensor(DType::F32, &[1, 4, 24]);
     assert!(ops::attention_packed(&wide, &packed, 1.0, None).unwrap_err().to_string().contains("[1, 4, 24]"));
     assert!(ops::attention_joined(&x, 5, 1.0, false).is_err());
+}
+
+/// The highest score of a query's first keys says nothing about later ones.
+#[test]
+fn scores_that_rise_from_key_to_key() {
+    each(|dtype| {
+        if dtype == DType::F32 {
+            return; // so large a score alone costs more than is allowed
+        }
+        for (n, m, causal, most) in
+            [(40, 700, false, 2.0), (140, 300, false, 8.0), (200, 200, true, 6.0), (33, 450, false, -8.0)]
+        {
+            let mut noise = Noise(5);
+            let (q, k, v) = (
+                noise.tensor(dtype, &[1, n, 128]),
+                noise.tensor(dtype, &[1, m, 128]),
+                noise.tensor(dtype, &[1, m, 128]),
+            );
+            // Queries above zero meet keys of one sign each, larger and larger.
+            let q: Vec<f32> = q.to_vec_f32().unwrap().iter().map(|x| x.abs()).collect();
+            let rise = |(i, x): (usize, &f32)| (0.25 * x + 1.0) * (i / 128) as f32 / m as f32 * most;
+            let k: Vec<f32> = k.to_vec_f32().unwrap().iter().enumerate().map(rise).collect();
+            let q = Tensor::from_f32(&device(), dtype, &[1, n, 128], &q).unwrap();
+            let k = Tensor::from_f32(&device(), dtype, &[1, m, 128], &k).unwrap();
+            let want = attention(&q, &k, &v, 2, 0.5, causal);
+            close(&ops::attention(&q, KeyValue { k: &k, v: &v }, 2, 0.5, causal, None).unwrap(), &want);
+        }
+    });
 }
 
 #[test]

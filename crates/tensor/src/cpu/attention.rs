@@ -14,7 +14,12 @@
 mod fast;
 mod keys;
 mod softmax;
+#[cfg(target_arch = "x86_64")]
 mod tiled;
+#[cfg(target_arch = "x86_64")]
+mod turn;
+#[cfg(target_arch = "x86_64")]
+mod woven;
 
 pub(crate) use keys::{Columns, PackedKeys};
 
@@ -88,6 +93,9 @@ struct Scratch {
     result: Lines,
     /// For sums that are turned upright.
     spare: Lines,
+    /// For a block of scores that is made once more.
+    #[cfg(target_arch = "x86_64")]
+    again: Lines,
 }
 
 thread_local! {
@@ -113,28 +121,41 @@ struct Sizes {
 }
 
 /// One pass of some queries from `first`, packed in `panels` panels, over all keys of a branch; `scratch.result`
-/// becomes (or with `add` grows by) `weight` times the result, `stride` numbers for each query.
+/// becomes (or with `add` grows by) `weight` times the result, `stride` numbers for each query, or with `columns`
+/// [`NR`] queries for each element of each panel.
 fn pass<T: Product>(
     scratch: &mut Scratch,
     branch: &PackedKeys,
     head: usize,
     place: (usize, usize),
     sizes: &Sizes,
-    (weight, add): (f32, bool),
+    (weight, add, columns): (f32, bool, bool),
 ) {
-    let running = match branch.layout.tiled {
-        true => tiled::pass::<T>(scratch, branch, head, place, sizes),
-        false => pass_rows::<T>(scratch, branch, head, place, sizes),
+    let running = match branch.layout {
+        #[cfg(target_arch = "x86_64")]
+        Layout { tiled: true, parts: 1, .. } => woven::pass::<T>(scratch, branch, head, place, sizes),
+        #[cfg(target_arch = "x86_64")]
+        Layout { tiled: true, .. } => tiled::pass::<T>(scratch, branch, head, place, sizes),
+        _ => pass_rows::<T>(scratch, branch, head, place, sizes),
     };
     let size = NR * sizes.stride;
     let Scratch { sums, result, spare, .. } = scratch;
     let panels =
         sums.floats(place.1 * size).chunks_exact_mut(size).zip(result.floats(place.1 * size).chunks_exact_mut(size));
     for ((sums, result), running) in panels.zip(&running) {
+        let factors = running.total.map(|total| weight / total);
+        if columns {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: processors with tiles have the instructions.
+            unsafe {
+                turn::join_columns(result, sums, &factors, add)
+            };
+            continue;
+        }
         if branch.layout.tiled {
             upright(sums, spare.floats(size));
         }
-        join_rows(result, sums, sizes.stride, &running.total, weight, add);
+        join_rows(result, sums, sizes.stride, &factors, add);
     }
 }
 
@@ -202,13 +223,18 @@ fn pack_queries<T: Product>(scratch: &mut Scratch, q: &impl Rows<T>, rows: Range
     let queries = scratch.queries.get(rows.len().div_ceil(NR) * NR * size);
     for (panel, packed) in queries.chunks_exact_mut(NR * size).enumerate() {
         let row = rows.start + panel * NR;
+        #[cfg(target_arch = "x86_64")]
+        if layout.tiled && layout.parts == 1 {
+            let line = |i| if row + i < rows.end { q.in_place(row + i, 0, d).unwrap_or_default() } else { &[] };
+            // SAFETY: processors with tiles have the instructions.
+            unsafe { turn::to_columns(line, packed) };
+            continue;
+        }
         if layout.parts > 1 {
             let line = |row, out: &mut [T]| q.copy(row, 0, out);
             split_panel(packed, row..rows.end, d, line, &mut scratch.staged);
             continue;
         }
-        let (packed, rest) = packed.split_at_mut(units * NR);
-        rest.fill(0);
         pack_rows::<T, NR>(q, row, rows.end.min(row + NR), d, 0, units, &mut scratch.staged, packed);
     }
 }
@@ -238,21 +264,34 @@ pub(crate) fn forward<T: Product>(
             let rows = q.head::<T>(head / heads, head % heads, d);
             SCRATCH.with_borrow_mut(|scratch| {
                 let place = (first, panels);
+                let columns = keys.layout.tiled && second.is_none_or(|(more, _)| more.layout.tiled);
                 pack_queries(scratch, &rows, first..first + count, d, keys.layout);
-                pass::<T>(scratch, keys, head, place, &sizes, (1.0, false));
+                pass::<T>(scratch, keys, head, place, &sizes, (1.0, false, columns));
                 if let Some((more, weight)) = second {
                     if more.layout != keys.layout {
                         pack_queries(scratch, &rows, first..first + count, d, more.layout);
                     }
-                    pass::<T>(scratch, more, head, place, &Sizes { causal: false, ..sizes }, (weight, true));
+                    pass::<T>(scratch, more, head, place, &Sizes { causal: false, ..sizes }, (weight, true, columns));
                 }
-                let result = scratch.result.floats(count.next_multiple_of(NR) * stride);
-                for row in 0..count {
+                let result = scratch.result.floats(panels * NR * stride);
+                let line = |row: usize| {
                     let at = ((head / heads) * n + first + row) * width + (head % heads) * d;
                     // SAFETY: tasks own disjoint rows and heads of the output.
-                    let out = unsafe { out.range(at, d) };
-                    convert_row(&result[row * stride..][..d], out);
+                    (row < count).then(|| unsafe { out.range(at, d) })
+                };
+                #[cfg(target_arch = "x86_64")]
+                if columns {
+                    for (panel, result) in result.chunks_exact(NR * stride).enumerate() {
+                        // SAFETY: processors with tiles have the instructions.
+                        unsafe { turn::to_rows(result, |row| line(panel * NR + row)) };
+                    }
+                    return;
                 }
+                result.chunks_exact(stride).enumerate().for_each(|(row, result)| {
+                    if let Some(out) = line(row) {
+                        convert_row(&result[..d], out);
+                    }
+                });
             });
         });
     })

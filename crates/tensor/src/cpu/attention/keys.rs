@@ -1,5 +1,7 @@
 //! Queries, keys and values where they lie, and keys and values packed for the two products.
 
+#[cfg(target_arch = "x86_64")]
+use super::turn;
 use super::{GROUP, Layout, Scratch};
 use crate::cpu::amx;
 use crate::cpu::gemm::{Product, interleave, pack_rows, splits};
@@ -51,6 +53,11 @@ impl<T: Element> HeadRows<'_, T> {
     pub(super) fn row(&self, row: usize, from: usize, len: usize) -> &[T] {
         &self.data[self.base + row * self.stride + from..][..len]
     }
+
+    /// Row `row` of `rows` with `d` elements, none beyond them.
+    fn one_of(&self, rows: usize, row: usize, d: usize) -> &[T] {
+        if row < rows { self.row(row, 0, d) } else { &[] }
+    }
 }
 
 impl<T: Element> Rows<T> for HeadRows<'_, T> {
@@ -93,9 +100,17 @@ impl PackedKeys {
             let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
             let (keys, values) = out.split_at_mut(key_size);
             super::SCRATCH.with_borrow_mut(|scratch| match layout.parts {
+                #[cfg(target_arch = "x86_64")]
+                1 if layout.tiled => {
+                    // SAFETY: processors with tiles have the instructions.
+                    unsafe {
+                        turn::to_groups(|key| k.one_of(m, key, d), layout.size(d), keys);
+                        turn::to_turned_groups(|key| v.one_of(m, key, d), layout.size(m), values);
+                    }
+                }
                 1 => {
                     pack_keys(keys, &k, [m, d], layout, scratch);
-                    pack_values(values, &v, [m, d], layout, scratch);
+                    pack_values(values, &v, [m, d], layout);
                 }
                 _ => {
                     split_keys(keys, &k, [m, d], scratch);
@@ -117,61 +132,25 @@ impl PackedKeys {
 
 /// Packs `m` keys of `d` elements.
 fn pack_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, [m, d]: [usize; 2], layout: Layout, scratch: &mut Scratch) {
-    let (depth, group) = (layout.padded(d), layout.group());
-    scratch.staged.resize(scratch.staged.len().max(group * depth), 0);
-    for (i, out) in out.chunks_exact_mut(group * depth).enumerate() {
-        let first = i * group;
-        if !T::tiled() {
-            pack_rows::<T, GROUP>(k, first, m.min(first + group), d, 0, depth, &mut scratch.staged, out);
-            continue;
-        }
-        let line = &mut scratch.staged[..depth];
-        for row in 0..group {
-            line[d / T::PER_UNIT..].fill(0);
-            match first + row < m {
-                true => elements_of::<T>(line)[..d].copy_from_slice(k.row(first + row, 0, d)),
-                false => line.fill(0),
-            }
-            for (step, line) in line.chunks_exact(amx::STEP).enumerate() {
-                out[(step * group + row) * amx::STEP..][..amx::STEP].copy_from_slice(line);
-            }
-        }
+    let depth = layout.padded(d);
+    scratch.staged.resize(scratch.staged.len().max(GROUP * depth), 0);
+    for (i, out) in out.chunks_exact_mut(GROUP * depth).enumerate() {
+        let first = i * GROUP;
+        pack_rows::<T, GROUP>(k, first, m.min(first + GROUP), d, 0, depth, &mut scratch.staged, out);
     }
 }
 
 /// Packs the values of `m` keys, `d` elements each, whose depth is the keys.
-fn pack_values<T: Product>(
-    out: &mut [u32],
-    v: &HeadRows<T>,
-    [m, d]: [usize; 2],
-    layout: Layout,
-    scratch: &mut Scratch,
-) {
-    let row = |key: usize| if key < m { v.row(key, 0, d) } else { &[] };
+fn pack_values<T: Product>(out: &mut [u32], v: &HeadRows<T>, [m, d]: [usize; 2], layout: Layout) {
+    let row = |key: usize| v.one_of(m, key, d);
     let pair = |unit: usize| match T::PER_UNIT {
         2 => [row(2 * unit), row(2 * unit + 1)],
         _ => [row(unit), &[]],
     };
-    if !T::tiled() {
-        for (panel, out) in out.chunks_exact_mut(layout.padded(m) * NR).enumerate() {
-            let columns = panel * NR..d.min((panel + 1) * NR);
-            for (unit, out) in out.chunks_exact_mut(NR).enumerate() {
-                pair_up(pair(unit).map(|row| row.get(columns.clone()).unwrap_or_default()), out);
-            }
-        }
-        return;
-    }
-    // A step of lines at a time, each one unit of every element.
-    let (depth, rows) = (layout.padded(m), d.next_multiple_of(amx::ROWS));
-    scratch.staged.resize(scratch.staged.len().max(amx::STEP * rows), 0);
-    let staged = &mut scratch.staged[..amx::STEP * rows];
-    for first in (0..depth).step_by(amx::STEP) {
-        staged.chunks_exact_mut(rows).enumerate().for_each(|(i, line)| pair_up(pair(first + i), line));
-        for (i, out) in out.chunks_exact_mut(amx::ROWS * depth).enumerate() {
-            let out = &mut out[first * amx::ROWS..][..amx::STEP * amx::ROWS];
-            let lines = std::array::from_fn(|line| staged[line * rows + i * amx::ROWS..].as_ptr());
-            // SAFETY: each line has `rows` units, ROWS of them from there on.
-            unsafe { interleave::<{ amx::STEP }>(lines, amx::ROWS, out) };
+    for (panel, out) in out.chunks_exact_mut(layout.padded(m) * NR).enumerate() {
+        let columns = panel * NR..d.min((panel + 1) * NR);
+        for (unit, out) in out.chunks_exact_mut(NR).enumerate() {
+            pair_up(pair(unit).map(|row| row.get(columns.clone()).unwrap_or_default()), out);
         }
     }
 }
@@ -185,9 +164,9 @@ fn split_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, [m, d]: [usize; 2], 
     }
 }
 
-/// Splits the values of `m` keys, `d` elements each, as [`pack_values`] packs them for tiles.
+/// Splits the values of `m` keys, `d` elements each, as [`to_turned_groups`](super::turn::to_turned_groups) packs them whole.
 fn split_values<T: Product>(out: &mut [u32], v: &HeadRows<T>, [m, d]: [usize; 2], scratch: &mut Scratch) {
-    let row = |key: usize| if key < m { v.row(key, 0, d) } else { &[] };
+    let row = |key: usize| v.one_of(m, key, d);
     let (steps, rows) = (m.div_ceil(NUMBERS), d.next_multiple_of(amx::ROWS));
     scratch.staged.resize(scratch.staged.len().max(2 * amx::STEP * rows), 0);
     let (firsts, seconds) = scratch.staged[..2 * amx::STEP * rows].split_at_mut(amx::STEP * rows);
@@ -227,10 +206,4 @@ fn pair_up<T: Product>([first, second]: [&[T]; 2], out: &mut [u32]) {
         false => both.iter_mut().zip(first.iter().zip(second)).for_each(|(o, (a, b))| *o = T::unit([*a, *b])),
     }
     rest.fill(0);
-}
-
-/// The elements in whole units.
-fn elements_of<T: Product>(units: &mut [u32]) -> &mut [T] {
-    // SAFETY: a u32 is `PER_UNIT` elements of T, aligned for it, and every pattern is a number.
-    unsafe { std::slice::from_raw_parts_mut(units.as_mut_ptr().cast::<T>(), units.len() * T::PER_UNIT) }
 }

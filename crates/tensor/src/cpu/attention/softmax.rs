@@ -5,8 +5,11 @@ use crate::cpu::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::{Isa, isa};
 use crate::cpu::micro::NR;
+#[cfg(target_arch = "x86_64")]
 use crate::cpu::split::{NUMBERS, parts_of};
+#[cfg(target_arch = "x86_64")]
 use half::bf16;
+#[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
 /// The running softmax of a panel of queries.
@@ -61,6 +64,7 @@ fn exp2<const EXACT: bool>(x: f32) -> f32 {
 }
 
 /// A block of scores that are becoming weights, part by part, on processors that have a fast way.
+#[cfg(target_arch = "x86_64")]
 pub(super) struct Weighing {
     highest: [f32; NR],
     total: [f32; NR],
@@ -70,6 +74,7 @@ pub(super) struct Weighing {
 #[cfg(target_arch = "x86_64")]
 const TOO_LARGE: f32 = 2_097_152.0;
 
+#[cfg(target_arch = "x86_64")]
 impl Weighing {
     /// Looks at all scores of the block; none where there is no fast way.
     pub(super) fn begin<T: Product>(
@@ -78,7 +83,6 @@ impl Weighing {
         running: &Running,
         in_parts: bool,
     ) -> Option<Weighing> {
-        #[cfg(target_arch = "x86_64")]
         if (T::PER_UNIT == 2 || in_parts) && isa() >= Isa::Avx512 && factor > 0.0 {
             // SAFETY: the processor has the instructions.
             let highest = unsafe { super::fast::highest(scores, factor, running) };
@@ -86,33 +90,22 @@ impl Weighing {
             let small = highest.iter().all(|x| x.abs() < TOO_LARGE || *x == f32::NEG_INFINITY);
             return small.then_some(Weighing { highest, total: [0.0; NR] });
         }
-        let _ = (scores, factor, running, in_parts);
         None
     }
 
-    /// Scores of the keys `rows`, of which the first is even, to weights in pairs, in place.
-    pub(super) fn part(&mut self, scores: &mut [u32], rows: Range<usize>, factor: f32) {
-        assert!(rows.start <= rows.end && rows.end * NR <= scores.len());
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `begin` saw that the processor has the instructions; the rows are there.
-        unsafe {
-            super::fast::weigh(scores, rows, factor, &self.highest, &mut self.total)
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (scores, rows, factor, &mut self.total);
+    /// All scores to weights in pairs, in place.
+    fn all(&mut self, scores: &mut [u32], factor: f32) {
+        let (to, count) = (scores.as_mut_ptr(), scores.len() / NR);
+        // SAFETY: `begin` saw that the processor has the instructions; the scores are `count` rows.
+        unsafe { super::fast::weigh(to.cast(), to, count, factor, &self.highest, &mut self.total) };
     }
 
-    /// As [`Weighing::part`] of a step of keys, from which on `scores` has [`NUMBERS`] rows, to weights in two parts; of
-    /// keys that are missing zeros.
+    /// Scores of a step of keys, from which on `scores` has [`NUMBERS`] rows, to weights in two parts, in place; of keys
+    /// that are missing zeros.
     pub(super) fn part_in_parts(&mut self, scores: &mut [u32], rows: Range<usize>, factor: f32) {
         assert!(rows.is_empty() || rows.len() <= NUMBERS && (rows.start + NUMBERS) * NR <= scores.len());
-        #[cfg(target_arch = "x86_64")]
         // SAFETY: `begin` saw that the processor has the instructions; the rows are there.
-        unsafe {
-            super::fast::weigh_in_parts(scores, rows, factor, &self.highest, &mut self.total)
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (scores, rows, factor, &mut self.total);
+        unsafe { super::fast::weigh_in_parts(scores, rows, factor, &self.highest, &mut self.total) };
     }
 
     /// Notes the new maxima and totals.
@@ -123,16 +116,16 @@ impl Weighing {
 
 /// Scores of some keys (rows of [`NR`] queries) to unnormalised weights in units of `T`, in place.
 pub(super) fn weigh<T: Product>(scores: &mut [u32], factor: f32, running: &mut Running) {
-    match Weighing::begin::<T>(scores, factor, running, false) {
-        Some(mut weighing) => {
-            weighing.part(scores, 0..scores.len() / NR, factor);
-            weighing.end(running);
-        }
-        None => weigh_anywhere::<T>(scores, factor, running),
+    #[cfg(target_arch = "x86_64")]
+    if let Some(mut weighing) = Weighing::begin::<T>(scores, factor, running, false) {
+        weighing.all(scores, factor);
+        return weighing.end(running);
     }
+    weigh_anywhere::<T>(scores, factor, running);
 }
 
-/// As [`weigh`] of `count` keys in f32 to weights in two parts, step by step, on any processor.
+/// As [`weigh`] of `count` keys in f32 to weights in two parts, step by step, in whatever way.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn weigh_in_parts(scores: &mut [u32], count: usize, factor: f32, running: &mut Running) {
     weigh_anywhere::<f32>(&mut scores[..count * NR], factor, running);
     let whole = count.next_multiple_of(NUMBERS);
@@ -213,25 +206,12 @@ simd! {
 }
 
 simd! {
-    /// `result (+)= weight / total * sum` row by row.
-    pub(super) fn join_rows(result: &mut [f32], sums: &[f32], stride: usize, totals: &[f32], weight: f32, add: bool) {
-        for ((result, sum), total) in result.chunks_exact_mut(stride).zip(sums.chunks_exact(stride)).zip(totals) {
-            let factor = weight / total;
+    /// `result (+)= factor * sum` row by row.
+    pub(super) fn join_rows(result: &mut [f32], sums: &[f32], stride: usize, factors: &[f32], add: bool) {
+        for ((result, sum), factor) in result.chunks_exact_mut(stride).zip(sums.chunks_exact(stride)).zip(factors) {
             for (r, s) in result.iter_mut().zip(sum) {
                 *r = if add { *r + factor * s } else { factor * s };
             }
-        }
-    }
-}
-
-simd! {
-    /// As [`scale_rows`] where queries are columns.
-    pub(super) fn scale_columns(sums: &mut [f32], factors: &[f32]) {
-        if factors.iter().all(|factor| *factor == 1.0) {
-            return;
-        }
-        for row in sums.chunks_exact_mut(NR) {
-            row.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
         }
     }
 }

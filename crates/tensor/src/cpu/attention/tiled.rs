@@ -1,10 +1,11 @@
-//! One pass of attention in AMX tiles. Tiles and arithmetic units work at the same time: the next scores are made between
-//! the parts of the softmax of these.
+//! One pass of attention in AMX tiles, of numbers in two parts; [`woven`](super::woven) is that of bf16. Tiles and arithmetic
+//! units work at the same time: the next scores are made between the parts of the softmax of these.
 
-use super::softmax::{Running, Weighing, hide_later, scale_columns, weigh, weigh_in_parts};
-use super::{Layout, PANELS, PackedKeys, Scratch, Sizes};
-use crate::cpu::amx::{self, Fetch, Left, Tiles};
-use crate::cpu::gemm::{Product, units};
+use super::softmax::{Running, Weighing, hide_later, weigh_in_parts};
+use super::turn::scale_columns;
+use super::{PANELS, PackedKeys, Scratch, Sizes};
+use crate::cpu::amx::{self, Left, Tiles};
+use crate::cpu::gemm::Product;
 use crate::cpu::micro::NR;
 
 /// Keys between two corrections of the running softmax.
@@ -19,7 +20,7 @@ pub(super) fn pass<T: Product>(
     sizes: &Sizes,
 ) -> [Running; PANELS] {
     let &Sizes { d, stride, factor, causal } = sizes;
-    let layout @ Layout { parts, .. } = branch.layout;
+    let layout = branch.layout;
     let (depth, size) = (layout.padded(d), layout.size(d));
     // SAFETY: keys are packed for tiles where there are tiles.
     let tiles = unsafe { Tiles::configure() };
@@ -28,10 +29,7 @@ pub(super) fn pass<T: Product>(
     let queries = scratch.queries.get(panels * NR * size);
     // SAFETY: callers pass operands of these steps, and a block.
     let product = |steps: usize, a: *const u32, b: *const u32, c: *mut f32, accumulate: bool| unsafe {
-        match parts {
-            1 => tiles.product(&amx::PACKED[..steps], Left::packed(a), b, c, accumulate, b, Fetch::Near),
-            _ => tiles.product_split(&amx::PACKED_SPLIT[..steps], Left::packed(a), b, c, accumulate, b),
-        }
+        tiles.product_split(&amx::PACKED_SPLIT[..steps], Left::packed(a), b, c, accumulate, b)
     };
     let sums = scratch.sums.floats(panels * NR * stride);
     let (mut now, mut next) = scratch.scores.get(2 * KEY_BLOCK * NR).split_at_mut(KEY_BLOCK * NR);
@@ -59,30 +57,25 @@ pub(super) fn pass<T: Product>(
         if causal && key + count > query {
             hide_later(&mut now[..scores], key, query);
         }
-        let mut weighing = Weighing::begin::<T>(&now[..scores], factor, running, parts > 1);
+        let mut weighing = Weighing::begin::<T>(&now[..scores], factor, running, true);
         for group in 0..groups(key).max(following.map_or(0, |next| groups(next.0))) {
             if let Some(item) = following.filter(|next| group < groups(next.0)) {
                 score(item, group, next);
             }
             let part = (group * amx::ROWS).min(count)..((group + 1) * amx::ROWS).min(count);
-            match &mut weighing {
-                Some(weighing) if parts > 1 => weighing.part_in_parts(now, part, factor),
-                Some(weighing) => weighing.part(&mut now[..scores], part, factor),
-                None => {}
+            if let Some(weighing) = &mut weighing {
+                weighing.part_in_parts(now, part, factor);
             }
         }
         match weighing {
             Some(weighing) => weighing.end(running),
-            None if parts > 1 => weigh_in_parts(now, count, factor, running),
-            None => weigh::<T>(&mut now[..scores], factor, running),
+            None => weigh_in_parts(now, count, factor, running),
         }
-        let weights = &mut now[..layout.size(count) * NR];
-        if parts == 1 {
-            weights[units::<T>(count) * NR..].fill(0);
-        }
+        let weights = &now[..layout.size(count) * NR];
         let sums = &mut sums[panel * NR * stride..][..NR * stride];
         if key > 0 {
-            scale_columns(sums, &running.correction);
+            // SAFETY: processors with tiles have the instructions.
+            unsafe { scale_columns(sums, &running.correction) };
         }
         for (a, c) in values.chunks_exact(amx::ROWS * value_size).zip(sums.chunks_exact_mut(amx::ROWS * NR)) {
             let a = a[layout.size(key) * amx::ROWS..][..layout.size(count) * amx::ROWS].as_ptr();
