@@ -348,7 +348,7 @@ fn inputs_in_two_parts() {
 #[test]
 fn normalisation() {
     each(|dtype| {
-        for (b, n, c, groups) in [(1, 1, 4, 2), (2, 35, 12, 3), (2, 700, 64, 32), (1, 3, 5, 5)] {
+        for (b, n, c, groups) in [(1, 1, 4, 2), (2, 35, 12, 3), (2, 700, 64, 32), (2, 33, 96, 3), (1, 3, 5, 5)] {
             let mut noise = Noise(n as u64);
             let x = noise.tensor(dtype, &[b, n, c]);
             // A mean far from zero, as deep activations have it.

@@ -250,11 +250,16 @@ unsafe fn layer_norm_fast<T: Element>(
 ) {
     let c = weight.len();
     let at_once = rows_at_once(c);
+    let lines = fast::in_lines(c).then(|| (fast::apart(weight), bias.map_or(vec![0.0; c], fast::apart)));
     x.data::<T>().par_chunks(at_once * c).enumerate().for_each(|(i, x)| {
         // SAFETY: T is bf16, 16 bits, and as the caller promised; tasks write rows of their own.
         unsafe {
             let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
-            fast::layer_norm_rows(x, weight, bias, eps, (out.at(0).cast(), i * at_once, place));
+            let to = (out.at(0).cast(), i * at_once, place);
+            match &lines {
+                Some((weight, bias)) => fast::layer_norm_lines(x, weight, bias, eps, to),
+                None => fast::layer_norm_rows(x, weight, bias, eps, to),
+            }
         }
     });
 }

@@ -150,6 +150,93 @@ pub(super) unsafe fn layer_norm_rows(
     }
 }
 
+/// Numbers of a line of the cache.
+const LINE: usize = 32;
+
+/// Whether [`layer_norm_lines`] can do rows of so many.
+pub(super) fn in_lines(c: usize) -> bool {
+    c.is_multiple_of(LINE)
+}
+
+/// The numbers for each [`LINE`] of a row as [`layer_norm_lines`] reads them: those for even places before those for odd.
+pub(super) fn apart(values: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for (line, out) in values.chunks_exact(LINE).zip(out.chunks_exact_mut(LINE)) {
+        let (even, odd) = out.split_at_mut(LINE / 2);
+        for (i, pair) in line.chunks_exact(2).enumerate() {
+            (even[i], odd[i]) = (pair[0], pair[1]);
+        }
+    }
+    out
+}
+
+/// As [`layer_norm_rows`] of whole lines, with weight and bias [`apart`]: numbers at even and at odd places become f32 by one
+/// operation each.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn layer_norm_lines(
+    x: &[u16],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    (out, first, place): (*mut u16, usize, Place),
+) {
+    let c = weight.len();
+    let line = |row: *const u16| {
+        // SAFETY: callers give a line.
+        let x = unsafe { _mm512_loadu_si512(row.cast()) };
+        let odd = _mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)), _mm512_castsi512_ps(odd)]
+    };
+    let all = |[a, b, c, d]: [__m512; 4]| _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+    // Even and odd ones in turn again.
+    let order: [u16; LINE] = std::array::from_fn(|i| (i / 2 + i % 2 * LINE / 2) as u16);
+    // SAFETY: as many numbers.
+    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    for (i, row) in x.chunks_exact(c).enumerate() {
+        let at = |at: usize| row[at..][..LINE].as_ptr();
+        let mut sums = [_mm512_setzero_ps(); 4];
+        for two in (0..c).step_by(2 * LINE) {
+            let [a, b] = line(at(two));
+            (sums[0], sums[1]) = (_mm512_add_ps(sums[0], a), _mm512_add_ps(sums[1], b));
+            if two + LINE < c {
+                let [a, b] = line(at(two + LINE));
+                (sums[2], sums[3]) = (_mm512_add_ps(sums[2], a), _mm512_add_ps(sums[3], b));
+            }
+        }
+        let mean = _mm512_set1_ps(all(sums) / c as f32);
+        let mut squares = [_mm512_setzero_ps(); 4];
+        let square = |x: __m512, sum: __m512| {
+            let d = _mm512_sub_ps(x, mean);
+            _mm512_fmadd_ps(d, d, sum)
+        };
+        for two in (0..c).step_by(2 * LINE) {
+            let [a, b] = line(at(two));
+            (squares[0], squares[1]) = (square(a, squares[0]), square(b, squares[1]));
+            if two + LINE < c {
+                let [a, b] = line(at(two + LINE));
+                (squares[2], squares[3]) = (square(a, squares[2]), square(b, squares[3]));
+            }
+        }
+        let inverse = _mm512_set1_ps(1.0 / (all(squares) / c as f32 + eps).sqrt());
+        for from in (0..c).step_by(LINE) {
+            let (weight, bias) = (&weight[from..][..LINE], &bias[from..][..LINE]);
+            let one = |x: __m512, part: usize| {
+                // SAFETY: half a line from there on.
+                let (w, t) =
+                    unsafe { (_mm512_loadu_ps(weight.as_ptr().add(part)), _mm512_loadu_ps(bias.as_ptr().add(part))) };
+                _mm512_fmadd_ps(_mm512_sub_ps(x, mean), _mm512_mul_ps(inverse, w), t)
+            };
+            let [a, b] = line(at(from));
+            // SAFETY: both are the same bits; callers give a place for each line.
+            unsafe {
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(one(b, LINE / 2), one(a, 0)));
+                let both = _mm512_permutexvar_epi16(order, both);
+                _mm512_storeu_si512(out.add(place.at(first + i, from)).cast(), both);
+            }
+        }
+    }
+}
+
 /// Whether [`apply`] knows an activation.
 pub(super) fn knows(activation: Activation) -> bool {
     matches!(activation, Activation::None | Activation::Silu)
