@@ -60,7 +60,7 @@ fn quarters(c: *mut f32) -> [*mut f32; 4] {
 
 impl Weaver {
     /// Does a product, and some of `work` between its instructions. Its results are not in memory before [`Weaver::settle`]
-    /// or the next product. Tiles are zeroed as soon as they are read for the last time (see `amx`).
+    /// or the next product.
     ///
     /// # Safety
     /// The processor has the instructions, and the memory of both is there.
@@ -110,22 +110,18 @@ impl Weaver {
                 begin!(step, 0);
                 tiles.multiply::<0, 4, 6>();
                 beside!(0);
+                tiles.load_past::<5>(a.wrapping_add(ROWS / 2 * STEP), ROW);
+                beside!(1);
+                begin!(step, 2);
+                tiles.multiply::<2, 5, 6>();
+                beside!(0);
                 tiles.load::<7>(b.wrapping_add(16), LINE);
                 beside!(1);
                 begin!(step, 1);
                 tiles.multiply::<1, 4, 7>();
-                tiles.zero::<4>();
                 beside!(0);
-                tiles.load_past::<5>(a.wrapping_add(ROWS / 2 * STEP), ROW);
-                beside!(1);
                 begin!(step, 3);
                 tiles.multiply::<3, 5, 7>();
-                tiles.zero::<7>();
-                beside!(0);
-                begin!(step, 2);
-                tiles.multiply::<2, 5, 6>();
-                tiles.zero::<5>();
-                tiles.zero::<6>();
                 beside!(1);
                 (a, b) = (a.wrapping_add(ROWS * STEP), b.wrapping_add(NR * STEP));
             }
@@ -147,16 +143,12 @@ impl Weaver {
         // SAFETY: as promised.
         unsafe {
             self.tiles.store::<0>(to[0], LINE);
-            self.tiles.zero::<0>();
             gap!();
             self.tiles.store::<1>(to[1], LINE);
-            self.tiles.zero::<1>();
             gap!();
             self.tiles.store::<2>(to[2], LINE);
-            self.tiles.zero::<2>();
             gap!();
             self.tiles.store::<3>(to[3], LINE);
-            self.tiles.zero::<3>();
             gap!();
         }
     }
