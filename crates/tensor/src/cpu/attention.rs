@@ -5,10 +5,10 @@
 //! Scores are computed transposed: keys as the rows of a tile, [`NR`] queries as its columns. So every step of the
 //! softmax works on whole vectors of queries, and its weights lie in memory as the packed rows that the product with
 //! the values reads: nothing is transposed or packed between the two products. AMX wants them on the other side: there
-//! values are packed transposed, and so are the sums (`tiled`).
+//! values are packed transposed, and so are the sums (`woven`, `tiled` for numbers in two parts).
 //!
 //! Bound: floating-point units for many keys (4 n m d operations), with one exponential for each score; in AMX tiles the
-//! softmax.
+//! ports that both share.
 
 #[cfg(target_arch = "x86_64")]
 mod fast;

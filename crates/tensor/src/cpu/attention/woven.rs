@@ -6,7 +6,8 @@
 //! keys; it need not be the highest of all, since weights of bf16 are as exact at 2^40 as at 1. Where those of a block add up
 //! to more than [`MOST`] it is done again, relative to its own highest scores.
 //!
-//! Bound: tile loads and stores; a product's results are stored between the instructions of the next one, which hides them.
+//! Bound: the vector ports, which tile loads and products take turns at. A product's results are stored between instructions
+//! of the next one, which hides that.
 
 use super::fast::{self, pair};
 use super::softmax::{Running, hide_later, weigh};
