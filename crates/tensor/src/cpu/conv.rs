@@ -5,6 +5,7 @@ mod stage;
 use super::epilogue::{Epilogue, past_caches};
 use super::gemm::{PackedColumns, Product, product, splits};
 use super::rows::{Place, Rows};
+use super::split::NUMBERS;
 use super::tiles::Staged;
 use super::{SharedMut, winograd};
 use crate::meter::watch;
@@ -15,7 +16,7 @@ use std::ops::Range;
 
 /// A convolution's weight, packed for one of the ways to compute it.
 pub(crate) enum Weights {
-    /// Depth in the order (ky, kx, channel), as windows lie in NHWC.
+    /// Depth in the order (ky, kx, channel), as windows lie in NHWC, or [by steps](by_steps).
     Direct(PackedColumns),
     /// Transformed for tiles.
     Tiles(winograd::Weights),
@@ -42,6 +43,12 @@ pub(crate) fn held(dtype: DType, products: Products, [n, c, kernel]: [usize; 3],
     n * c * tiles.map_or(kernel * kernel, |size| size.inputs().pow(2))
 }
 
+/// Whether the depth of a product is in the order (step of channels, ky, kx, channel of the step): neighbouring taps see
+/// nearly the same pixels, of which a tile's rows then stay in the first-level cache from one step to the next.
+fn by_steps<T: Product>(c: usize, in_parts: bool) -> bool {
+    (T::tiled() || in_parts) && c.is_multiple_of(NUMBERS)
+}
+
 /// Packs a weight `[out, in, kh, kw]`.
 pub(crate) fn pack<T: Product>(weight: &Tensor, options: ConvOptions, products: Products) -> Result<Weights> {
     let [n, c, kh, kw] = weight.dims4()?;
@@ -51,10 +58,12 @@ pub(crate) fn pack<T: Product>(weight: &Tensor, options: ConvOptions, products: 
     }
     let data = weight.data::<T>();
     let taps = kh * kw;
+    let at_once = if by_steps::<T>(c, in_parts) { NUMBERS } else { c };
     let columns = PackedColumns::of::<T>(n, taps * c, products, |column, out| {
         let kernel = &data[column * c * taps..][..c * taps];
-        for (tap, out) in out.chunks_exact_mut(c).enumerate() {
-            out.iter_mut().zip(kernel[tap..].iter().step_by(taps)).for_each(|(o, x)| *o = *x);
+        for (i, out) in out.chunks_exact_mut(at_once).enumerate() {
+            let from = i / taps * at_once * taps + i % taps;
+            out.iter_mut().zip(kernel[from..].iter().step_by(taps)).for_each(|(o, x)| *o = *x);
         }
     })?;
     Ok(Weights::Direct(columns))
@@ -70,6 +79,8 @@ pub(crate) struct Windows<'a, T> {
     kernel: [usize; 2],
     pub(crate) out: [usize; 2],
     options: ConvOptions,
+    /// As many channels of all taps come before the next ones in a row.
+    at_once: usize,
 }
 
 impl<T> Windows<'_, T> {
@@ -88,33 +99,6 @@ impl<T> Windows<'_, T> {
 }
 
 impl<T: Element> Windows<'_, T> {
-    /// Neighbouring pixels of a line of the padded picture from (y, x) on.
-    fn line(&self, picture: usize, y: usize, x: usize, out: &mut [T]) {
-        let [h, w, c] = self.stored;
-        if self.seen != [h, w] {
-            for (i, out) in out.chunks_exact_mut(c).enumerate() {
-                match self.pixel(picture, y, x + i) {
-                    Some(pixel) => out.copy_from_slice(pixel),
-                    None => out.fill(T::from_f32(0.0)),
-                }
-            }
-            return;
-        }
-        // The pixels that are in the picture lie together.
-        let (before, sy) = (self.options.padding[2], y.wrapping_sub(self.options.padding[0]));
-        let count = out.len() / c;
-        let inside =
-            if sy < h { before.saturating_sub(x).min(count)..(before + w).saturating_sub(x).min(count) } else { 0..0 };
-        out[..inside.start * c].fill(T::from_f32(0.0));
-        out[inside.end * c..].fill(T::from_f32(0.0));
-        if !inside.is_empty() {
-            let from = ((picture * h + sy) * w + x + inside.start - before) * c;
-            out[inside.start * c..inside.end * c].copy_from_slice(&self.data[from..][..inside.len() * c]);
-        }
-    }
-}
-
-impl<T: Element> Windows<'_, T> {
     /// From one window to the next, where each is a pixel.
     fn stride(&self) -> Option<usize> {
         let [h, w, c] = self.stored;
@@ -126,12 +110,14 @@ impl<T: Element> Windows<'_, T> {
 impl<T: Element> Rows<T> for Windows<'_, T> {
     #[inline]
     fn copy(&self, row: usize, from: usize, out: &mut [T]) {
-        let c = self.stored[2];
         let [oh, ow] = self.out;
         let (picture, y, x) = (row / (oh * ow), row / ow % oh, row % ow);
-        let (mut tap, mut channel, mut done) = (from / c, from % c, 0);
+        let (taps, at_once) = (self.kernel[0] * self.kernel[1], self.at_once);
+        let mut done = 0;
         while done < out.len() {
-            let count = (c - channel).min(out.len() - done);
+            let (i, first) = ((from + done) / at_once, (from + done) % at_once);
+            let (tap, channel) = (i % taps, i / taps * at_once + first);
+            let count = (at_once - first).min(out.len() - done);
             let target = &mut out[done..done + count];
             let (py, px) =
                 (y * self.options.stride + tap / self.kernel[1], x * self.options.stride + tap % self.kernel[1]);
@@ -140,8 +126,6 @@ impl<T: Element> Rows<T> for Windows<'_, T> {
                 None => target.fill(T::from_f32(0.0)),
             }
             done += count;
-            channel = 0;
-            tap += 1;
         }
     }
 
@@ -187,7 +171,9 @@ pub(crate) fn forward<T: Product>(
             width: weight.columns(),
             place: Place::plain(weight.columns()),
         };
-        let windows = Windows { data: x.data::<T>(), stored: [h, w, c], seen, kernel, out, options };
+        let in_parts = matches!(weight, Weights::Direct(weight) if weight.parts() > 1);
+        let at_once = if by_steps::<T>(c, in_parts) { NUMBERS } else { c };
+        let windows = Windows { data: x.data::<T>(), stored: [h, w, c], seen, kernel, out, options, at_once };
         match weight {
             Weights::Direct(weight) => {
                 done = product::<T>(b * pixels, &windows, weight, 1, |tile| epilogue.finish(tile));

@@ -43,8 +43,6 @@ pub(crate) struct Staged {
     pub(crate) row: usize,
     /// Units from there to the second parts of numbers that are split.
     pub(crate) low: usize,
-    /// A line before it is split.
-    pub(crate) line: Lines,
     /// Which rows of the groups of two tiles are which results, group by group.
     pub(crate) runs: Vec<Run>,
     /// Where the runs of each group end.

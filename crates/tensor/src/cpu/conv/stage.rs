@@ -1,9 +1,10 @@
-//! Windows copied for AMX tiles, once for all taps: what a tap sees from a tile of neighbouring results then lies at one
-//! distance. How much is copied for how many results is what matters: a patch of 8 lines by 32 results sees 1.3 pixels
-//! for each of them, half a line of 512 three.
+//! Windows copied for AMX tiles, once for all taps. A step of channels of all pixels lies together, pixel after pixel, a line
+//! of the cache each: what a tap sees from a tile of neighbouring results is then one piece, which shares all but one of its
+//! lines with what the next tap sees, and no two of them a place in a cache. How much is copied for how many results is what
+//! matters: a patch of 8 lines by 32 results sees 1.3 pixels for each of them, half a line of 512 three.
 
 use super::Windows;
-use crate::cpu::amx;
+use crate::cpu::amx::STEP;
 use crate::cpu::split::{NUMBERS, Places, split};
 use crate::cpu::tiles::{ROW_BLOCK, Run, Staged, TILE};
 use crate::tensor::Element;
@@ -26,14 +27,27 @@ enum Way {
     Gather,
 }
 
+/// Lines of a padded picture from (y, x) on, which are copied to pixel `at` and those behind it.
+struct Part {
+    picture: usize,
+    from: [usize; 2],
+    lines: usize,
+    across: usize,
+    at: usize,
+}
+
+/// What is copied, and how many pixels there are room for.
+#[derive(Default)]
+struct Plan {
+    parts: Vec<Part>,
+    /// Pixels of a line.
+    across: usize,
+    pixels: usize,
+}
+
 impl<T: Element> Windows<'_, T> {
     /// Numbers of 32 bits are split: a pixel's first parts lie before its second.
     const PARTS: usize = size_of::<T>() / size_of::<bf16>();
-
-    /// Units of a pixel, all parts together.
-    fn pixel_units(&self) -> usize {
-        self.stored[2] / 2 * Self::PARTS
-    }
 
     /// As [`Rows::task_rows`](crate::cpu::rows::Rows::task_rows).
     pub(super) fn staged_rows(&self) -> usize {
@@ -49,21 +63,52 @@ impl<T: Element> Windows<'_, T> {
         staged.tiles.clear();
         staged.runs.clear();
         staged.ends.clear();
-        let across = match self.way() {
+        let plan = match self.way() {
             Way::Patches => self.patches(rows, staged),
             Way::Parts => self.parts(rows, staged),
             Way::Lines => self.lines(rows, staged),
             Way::Gather => return false,
         };
-        let (unit, [kh, kw]) = (self.pixel_units(), self.kernel);
-        staged.low = unit / Self::PARTS;
+        let [kh, kw] = self.kernel;
+        // From a step's pixels to the next one's, of each part of the numbers.
+        let plane = plan.pixels * STEP;
+        staged.low = plane;
         staged.steps.clear();
-        for tap in 0..kh * kw {
-            let at = (tap / kw * across + tap % kw) * unit;
-            staged.steps.extend((0..staged.low).step_by(amx::STEP).map(|step| 4 * (at + step)));
+        for step in 0..self.stored[2] / NUMBERS {
+            let taps = (0..kh * kw).map(|tap| tap / kw * plan.across + tap % kw);
+            staged.steps.extend(taps.map(|pixel| 4 * (step * Self::PARTS * plane + pixel * STEP)));
         }
-        staged.row = self.options.stride * unit;
+        staged.row = self.options.stride * STEP;
+        let memory = staged.memory.get(self.stored[2] / NUMBERS * Self::PARTS * plane);
+        plan.parts.iter().for_each(|part| self.copy_part(part, plane, memory));
         true
+    }
+
+    fn copy_part(&self, part: &Part, plane: usize, memory: &mut [u32]) {
+        let [y, x] = part.from;
+        let pixels = (0..part.lines).flat_map(|line| (0..part.across).map(move |i| [y + line, x + i]));
+        for (i, [y, x]) in pixels.enumerate() {
+            let at = (part.at + i) * STEP;
+            let Some(pixel) = self.pixel(part.picture, y, x) else {
+                for plane in memory.chunks_exact_mut(plane) {
+                    plane[at..][..STEP].fill(0);
+                }
+                continue;
+            };
+            if Self::PARTS > 1 {
+                let steps = self.stored[2] / NUMBERS;
+                let to = &mut memory[at..][..(2 * steps - 1) * plane + STEP];
+                let to = Places { first: to.as_mut_ptr(), step: 2 * plane, low: plane };
+                // SAFETY: T is f32; a pixel has whole steps, and places for both parts.
+                unsafe { split(pixel.as_ptr().cast(), steps, to) };
+                continue;
+            }
+            for (plane, from) in memory.chunks_exact_mut(plane).zip(pixel.chunks_exact(NUMBERS)) {
+                let to = plane[at..][..STEP].as_mut_ptr().cast::<T>();
+                // SAFETY: as many numbers of 16 bits fill a step.
+                unsafe { to.copy_from_nonoverlapping(from.as_ptr(), NUMBERS) };
+            }
+        }
     }
 
     fn way(&self) -> Way {
@@ -81,68 +126,42 @@ impl<T: Element> Windows<'_, T> {
         }
     }
 
-    /// Copies `lines` lines of the padded picture from (y, x) on, `across` pixels each, to `at` in the staged memory.
-    fn copy_lines(
-        &self,
-        picture: usize,
-        [y, x]: [usize; 2],
-        [lines, across]: [usize; 2],
-        at: usize,
-        staged: &mut Staged,
-    ) {
-        let (c, unit) = (self.stored[2], self.pixel_units());
-        let memory = &mut staged.memory.get(at + lines * across * unit)[at..];
-        for (i, out) in memory.chunks_exact_mut(across * unit).enumerate() {
-            let line = if Self::PARTS == 1 { &mut *out } else { staged.line.get(across * unit) };
-            // SAFETY: the line is `across * c` elements of T, aligned for it.
-            let pixels = unsafe { std::slice::from_raw_parts_mut(line.as_mut_ptr().cast::<T>(), across * c) };
-            self.line(picture, y + i, x, pixels);
-            if Self::PARTS == 1 {
-                continue;
-            }
-            for (pixel, out) in pixels.chunks_exact(c).zip(out.chunks_exact_mut(unit)) {
-                let to = Places { first: out.as_mut_ptr(), step: amx::STEP, low: unit / 2 };
-                // SAFETY: T is f32; a pixel has whole steps, and places for both parts.
-                unsafe { split(pixel.as_ptr().cast(), c / NUMBERS, to) };
-            }
-        }
-    }
-
-    /// Stages patches; all of these functions return the pixels of a line of what they staged.
-    fn patches(&self, rows: Range<usize>, staged: &mut Staged) -> usize {
+    fn patches(&self, rows: Range<usize>, staged: &mut Staged) -> Plan {
         let ([oh, ow], stride, [kh, kw]) = (self.out, self.options.stride, self.kernel);
-        let unit = self.pixel_units();
         let seen = [(PATCH[0] - 1) * stride + kh, (PATCH[1] - 1) * stride + kw];
         let size: usize = PATCH.iter().product();
         let (down, side) = (oh / PATCH[0], ow / PATCH[1]);
+        let mut plan = Plan { across: seen[1], ..Plan::default() };
         for patch in rows.start / size..rows.end / size {
             let (picture, y, x) = (patch / (down * side), patch / side % down * PATCH[0], patch % side * PATCH[1]);
-            let base = (patch - rows.start / size) * seen[0] * seen[1] * unit;
-            self.copy_lines(picture, [y * stride, x * stride], seen, base, staged);
+            let (from, at) = ([y * stride, x * stride], plan.pixels);
+            plan.parts.push(Part { picture, from, lines: seen[0], across: seen[1], at });
+            plan.pixels += seen[0] * seen[1];
             for line in 0..PATCH[0] {
-                let at = base + line * stride * seen[1] * unit;
-                staged.tiles.extend([at, at + TILE * stride * unit]);
+                let at = at + line * stride * seen[1];
+                staged.tiles.extend([at, at + TILE * stride].map(|pixel| pixel * STEP));
                 staged.runs.push(Run { from: 0, row: (picture * oh + y + line) * ow + x, rows: PATCH[1] });
                 staged.ends.push(staged.runs.len());
             }
         }
-        seen[1]
+        plan
     }
 
-    fn lines(&self, rows: Range<usize>, staged: &mut Staged) -> usize {
+    fn lines(&self, rows: Range<usize>, staged: &mut Staged) -> Plan {
         let ([oh, ow], [kh, kw]) = (self.out, self.kernel);
-        let unit = self.pixel_units();
         // Of each line as many results more are computed as are needed to be at the next.
         let across = ow + kw - 1;
-        let (mut at, mut line, end) = (0, rows.start / ow, rows.end / ow);
+        let mut plan = Plan { across, ..Plan::default() };
+        let (mut line, end) = (rows.start / ow, rows.end / ow);
         while line < end {
             let (picture, y) = (line / oh, line % oh);
             let lines = (end - line).min(oh - y);
             let positions = lines * across;
             // The last tile may look beyond the last line.
-            self.copy_lines(picture, [y, 0], [lines + kh, across], at, staged);
+            let at = plan.pixels;
+            plan.parts.push(Part { picture, from: [y, 0], lines: lines + kh, across, at });
             for group in (0..positions).step_by(2 * TILE) {
-                staged.tiles.extend([at + group * unit, at + (group + TILE) * unit]);
+                staged.tiles.extend([at + group, at + group + TILE].map(|pixel| pixel * STEP));
                 let mut position = group;
                 while position < positions.min(group + 2 * TILE) {
                     let (l, x) = (position / across, position % across);
@@ -155,23 +174,21 @@ impl<T: Element> Windows<'_, T> {
                 }
                 staged.ends.push(staged.runs.len());
             }
-            at += ((lines + kh) * across + 2 * TILE) * unit;
+            // What the last tile reads lies in memory.
+            plan.pixels += (lines + kh) * across + 2 * TILE;
             line += lines;
         }
-        // What the last tile reads lies in memory.
-        staged.memory.get(at);
-        across
+        plan
     }
 
-    fn parts(&self, rows: Range<usize>, staged: &mut Staged) -> usize {
+    fn parts(&self, rows: Range<usize>, staged: &mut Staged) -> Plan {
         let (first, count) = (rows.start, rows.len());
         let ([oh, ow], [kh, kw], stride) = (self.out, self.kernel, self.options.stride);
-        let unit = self.pixel_units();
         // A part of one line of results, or some whole lines.
         let lines = first / ow..(first + count).div_ceil(ow);
         let (left, wide) = if lines.len() == 1 { (first % ow, count) } else { (0, ow) };
         let across = (wide - 1) * stride + kw;
-        let line_units = across * unit;
+        let mut plan = Plan { across, ..Plan::default() };
         let mut seen_lines = 0;
         let mut at_line = Vec::new();
         let mut last = None;
@@ -183,20 +200,21 @@ impl<T: Element> Windows<'_, T> {
                 _ => y..y + kh,
             };
             let begin = seen_lines + fresh.len() - kh;
-            let (from, at) = ([fresh.start, left * stride], seen_lines * line_units);
-            self.copy_lines(picture, from, [fresh.len(), across], at, staged);
+            let (from, at) = ([fresh.start, left * stride], seen_lines * across);
+            plan.parts.push(Part { picture, from, lines: fresh.len(), across, at });
             seen_lines = begin + kh;
             last = Some((picture, y + kh));
             at_line.push(begin);
         }
         for row in (first..first + count).step_by(TILE) {
             let line = at_line[row / ow - lines.start];
-            staged.tiles.push(line * line_units + (row % ow - left) * stride * unit);
+            staged.tiles.push((line * across + (row % ow - left) * stride) * STEP);
         }
         for group in (first..first + count).step_by(2 * TILE) {
             staged.runs.push(Run { from: 0, row: group, rows: (2 * TILE).min(first + count - group) });
             staged.ends.push(staged.runs.len());
         }
-        across
+        plan.pixels = seen_lines * across;
+        plan
     }
 }
