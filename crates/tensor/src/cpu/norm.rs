@@ -3,6 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 mod fast;
 
+#[cfg(target_arch = "x86_64")]
 use super::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::epilogue::{past_caches, settle};
@@ -10,7 +11,9 @@ use super::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
 use super::math::activate_all;
-use super::rows::{MatrixRows, PackedRows, Place};
+#[cfg(target_arch = "x86_64")]
+use super::rows::Place;
+use super::rows::{MatrixRows, PackedRows};
 #[cfg(target_arch = "x86_64")]
 use crate::DType;
 use crate::meter::watch;
