@@ -33,6 +33,7 @@ use super::rows::Rows;
 use crate::meter::watch;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
+use keys::HeadRows;
 use rayon::prelude::*;
 use softmax::{Running, hide_later, join_rows, scale_rows, upright, weigh};
 use std::cell::RefCell;
@@ -217,7 +218,7 @@ fn pass_rows<T: Product>(
 }
 
 /// Packs queries of `d` elements in panels.
-fn pack_queries<T: Product>(scratch: &mut Scratch, q: &impl Rows<T>, rows: Range<usize>, d: usize, layout: Layout) {
+fn pack_queries<T: Product>(scratch: &mut Scratch, q: &HeadRows<T>, rows: Range<usize>, d: usize, layout: Layout) {
     let (size, units) = (layout.size(d), units::<T>(d));
     scratch.staged.resize(scratch.staged.len().max(NR * size), 0);
     let queries = scratch.queries.get(rows.len().div_ceil(NR) * NR * size);
@@ -225,7 +226,7 @@ fn pack_queries<T: Product>(scratch: &mut Scratch, q: &impl Rows<T>, rows: Range
         let row = rows.start + panel * NR;
         #[cfg(target_arch = "x86_64")]
         if layout.tiled && layout.parts == 1 {
-            let line = |i| if row + i < rows.end { q.in_place(row + i, 0, d).unwrap_or_default() } else { &[] };
+            let line = |i| q.one_of(rows.end, row + i, d);
             // SAFETY: processors with tiles have the instructions.
             unsafe { turn::to_columns(line, packed) };
             continue;

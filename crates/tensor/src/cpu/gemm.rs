@@ -280,9 +280,16 @@ pub(crate) fn product<T: Product>(
         let often = right.columns / halves > FEW * blocks.1;
         if often && left.task_rows().is_none() {
             let packed = PackedRows::new(left, rows, right.depth, right.parts)?;
-            tiled_product(rows, tiles::Operand::<T, MatrixRows<T>>::packed(&packed), right, halves, blocks, finish);
+            tiled_product::<T, _>(
+                rows,
+                tiles::Operand::<MatrixRows<T>>::Packed(&packed),
+                right,
+                halves,
+                blocks,
+                finish,
+            );
         } else {
-            tiled_product(rows, tiles::Operand::<T, _>::Lying(left), right, halves, blocks, finish);
+            tiled_product::<T, _>(rows, tiles::Operand::Lying(left), right, halves, blocks, finish);
         }
         return Ok(());
     }
@@ -311,7 +318,7 @@ pub(crate) fn product_of_packed<T: Product>(
     assert!(left.depth() == right.depth && T::tiled() && right.parts == 1);
     crate::meter::count(rows, right.depth, right.columns);
     let blocks = tiled_blocks(rows, None, right, halves);
-    tiled_product(rows, tiles::Operand::<T, MatrixRows<T>>::packed(left), right, halves, blocks, finish);
+    tiled_product::<T, _>(rows, tiles::Operand::<MatrixRows<T>>::Packed(left), right, halves, blocks, finish);
 }
 
 /// Rows and columns of a task in tiles.
@@ -324,14 +331,14 @@ fn tiled_blocks(rows: usize, task_rows: Option<usize>, right: &PackedColumns, ha
 /// All tasks of a product in tiles.
 fn tiled_product<T: Product, R: Rows<T>>(
     rows: usize,
-    left: tiles::Operand<T, R>,
+    left: tiles::Operand<R>,
     right: &PackedColumns,
     halves: usize,
     blocks: (usize, usize),
     finish: impl Fn(Tile) + Sync,
 ) {
     each_task(rows, right.columns / halves, blocks, |rows, columns| {
-        tiles::product(&left, right, rows, columns, halves, &finish);
+        tiles::product::<T, R>(&left, right, rows, columns, halves, &finish);
     });
 }
 

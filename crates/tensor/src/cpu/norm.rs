@@ -207,8 +207,8 @@ pub(crate) fn layer_norm<T: Element>(x: &Tensor, weight: &[f32], bias: Option<&[
     let data = x.data::<T>();
     Tensor::build::<T>(x.device(), x.shape(), |out| {
         #[cfg(target_arch = "x86_64")]
-        if is_fast::<T>() {
-            // SAFETY: T is bf16, the processor has the instructions, and `out` holds as many rows.
+        if is_fast::<T>() && fast::in_lines(c) {
+            // SAFETY: T is bf16, the processor has the instructions, and `out` holds as many rows of whole lines.
             return unsafe { layer_norm_fast(x, weight, bias, eps, SharedMut::new(out), Place::plain(c)) };
         }
         let task = rows_at_once(c) * c;
@@ -223,7 +223,7 @@ fn rows_at_once(c: usize) -> usize {
     (1usize << 14).div_ceil(c)
 }
 
-/// As [`layer_norm`] of bf16, packed for the product that reads it.
+/// As [`layer_norm`] of bf16 in whole lines, packed for the product that reads it.
 pub(crate) fn layer_norm_packed(x: &Tensor, weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Result<PackedRows> {
     let (rows, c) = (x.len() / x.last_dim(), x.last_dim());
     #[cfg(target_arch = "x86_64")]
@@ -241,7 +241,7 @@ pub(crate) fn layer_norm_packed(x: &Tensor, weight: &[f32], bias: Option<&[f32]>
 /// Layer normalisation of bf16 to where `place` says.
 ///
 /// # Safety
-/// T is bf16, the processor has the instructions, and `out` has a place for every row.
+/// T is bf16, the processor has the instructions, rows are whole lines, and `out` has a place for each.
 #[cfg(target_arch = "x86_64")]
 unsafe fn layer_norm_fast<T: Element>(
     x: &Tensor,
@@ -253,16 +253,11 @@ unsafe fn layer_norm_fast<T: Element>(
 ) {
     let c = weight.len();
     let at_once = rows_at_once(c);
-    let lines = fast::in_lines(c).then(|| (fast::apart(weight), bias.map_or(vec![0.0; c], fast::apart)));
     x.data::<T>().par_chunks(at_once * c).enumerate().for_each(|(i, x)| {
         // SAFETY: T is bf16, 16 bits, and as the caller promised; tasks write rows of their own.
         unsafe {
             let x = std::slice::from_raw_parts(x.as_ptr().cast::<u16>(), x.len());
-            let to = (out.at(0).cast(), i * at_once, place);
-            match &lines {
-                Some((weight, bias)) => fast::layer_norm_lines(x, weight, bias, eps, to),
-                None => fast::layer_norm_rows(x, weight, bias, eps, to),
-            }
+            fast::layer_norm_rows(x, weight, bias, eps, (out.at(0).cast(), i * at_once, place));
         }
     });
 }

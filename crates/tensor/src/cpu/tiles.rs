@@ -11,7 +11,6 @@ use super::lines::Lines;
 use super::micro::NR;
 use super::rows::{PackedRows, Rows, pack_group};
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -86,17 +85,11 @@ thread_local! {
 }
 
 /// The left-hand side of a product.
-pub(crate) enum Operand<'a, T, R> {
+pub(crate) enum Operand<'a, R> {
     /// All rows were packed before.
-    Packed(&'a PackedRows, PhantomData<T>),
+    Packed(&'a PackedRows),
     /// Rows as they lie, which each task copies.
     Lying(&'a R),
-}
-
-impl<'a, T, R> Operand<'a, T, R> {
-    pub(crate) fn packed(rows: &'a PackedRows) -> Self {
-        Operand::Packed(rows, PhantomData)
-    }
 }
 
 /// Where a task's rows are read.
@@ -153,7 +146,7 @@ impl Pace {
 /// One task of the block product. Each block of [`amx::ROWS`] rows and [`NR`] columns, with `halves` 2 beside its twin, goes
 /// to `finish` while it is in a cache. Where columns are in two parts so are rows.
 pub(crate) fn product<T: Product, R: Rows<T>>(
-    left: &Operand<T, R>,
+    left: &Operand<R>,
     right: &PackedColumns,
     rows: Range<usize>,
     columns: Range<usize>,
@@ -168,7 +161,7 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         // Nothing is read beyond whole steps.
         let whole = right.depth == right.units() * PAIR;
         let side = match left {
-            Operand::Packed(rows, _) => Side::Packed(rows),
+            Operand::Packed(rows) => Side::Packed(rows),
             Operand::Lying(left) if whole && left.task_rows().is_some() && left.stage(rows.clone(), staged) => {
                 Side::Staged(staged)
             }
@@ -184,7 +177,8 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         // Blocks need places of their own where they wait for the next slice.
         let places = groups * if slices > 1 { panels } else { 1 };
         let blocks = blocks.floats(places * halves * BLOCK);
-        let packed = packed.get(groups * amx::ROWS * depth * parts);
+        let here = matches!(side, Side::Here);
+        let packed = packed.get(if here { groups * amx::ROWS * depth * parts } else { 0 });
         // So many groups fetch a whole panel.
         let fetching = NR * 4 / (amx::AHEAD / amx::STEP);
         let first_panel = |half: usize| (half * right.columns / halves + columns.start) / NR;
@@ -202,7 +196,7 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
             let multiply =
                 |panel: usize, group: usize, half: usize, units: Range<usize>, c: &mut [f32], fetch: Fetch| {
                     let (from, steps) = (unit + units.start, units.len() / amx::STEP);
-                    let here = &packed[(group * count + units.start) * amx::ROWS * parts..];
+                    let here = packed.as_ptr().wrapping_add((group * count + units.start) * amx::ROWS * parts);
                     let (a, at) = side_at(&side, rows.start / amx::ROWS + group, group, from, (here, parts));
                     let first = first_panel(half);
                     let b = right.panel(first + panel, from);
@@ -279,7 +273,7 @@ fn side_at<'a>(
     whole: usize,
     group: usize,
     unit: usize,
-    (here, parts): (&[u32], usize),
+    (here, parts): (*const u32, usize),
 ) -> (Left, &'a [usize]) {
     let packed: &[usize] = if parts == 1 { &amx::PACKED } else { &amx::PACKED_SPLIT };
     match side {
@@ -290,6 +284,6 @@ fn side_at<'a>(
             (left, &staged.steps[unit / amx::STEP..])
         }
         Side::Packed(rows) => (Left::packed(rows.at(whole, unit / amx::STEP)), packed),
-        Side::Here => (Left::packed(here.as_ptr()), packed),
+        Side::Here => (Left::packed(here), packed),
     }
 }

@@ -55,7 +55,7 @@ impl<T: Element> HeadRows<'_, T> {
     }
 
     /// Row `row` of `rows` with `d` elements, none beyond them.
-    fn one_of(&self, rows: usize, row: usize, d: usize) -> &[T] {
+    pub(super) fn one_of(&self, rows: usize, row: usize, d: usize) -> &[T] {
         if row < rows { self.row(row, 0, d) } else { &[] }
     }
 }

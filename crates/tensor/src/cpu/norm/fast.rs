@@ -110,7 +110,16 @@ pub(super) unsafe fn apply(
     }
 }
 
-/// As `layer_norm_rows`, of which the first is the `first`th, to where `place` says.
+/// Numbers of a line of the cache.
+const LINE: usize = 32;
+
+/// Whether [`layer_norm_rows`] can do rows of so many.
+pub(super) fn in_lines(c: usize) -> bool {
+    c.is_multiple_of(LINE)
+}
+
+/// As `layer_norm_rows` of whole lines, of which the first is the `first`th, to where `place` says. For the sums numbers at even
+/// and at odd places become f32 by one operation each.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) unsafe fn layer_norm_rows(
     x: &[u16],
@@ -120,78 +129,13 @@ pub(super) unsafe fn layer_norm_rows(
     (out, first, place): (*mut u16, usize, Place),
 ) {
     let c = weight.len();
-    let bias = bias.map(<[f32]>::as_ptr);
-    let all =
-        |s: [__m512; 4]| _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
-    for (i, row) in x.chunks_exact(c).enumerate() {
-        // SAFETY: all of these have `c` numbers, and masks end there.
-        unsafe {
-            let mut sums = [_mm512_setzero_ps(); 4];
-            for (j, at) in (0..c).step_by(16).enumerate() {
-                sums[j % 4] = _mm512_add_ps(sums[j % 4], load(row.as_ptr().add(at), below(c, at)));
-            }
-            let mean = _mm512_set1_ps(all(sums) / c as f32);
-            let mut squares = [_mm512_setzero_ps(); 4];
-            for (j, at) in (0..c).step_by(16).enumerate() {
-                let mask = below(c, at);
-                let d = _mm512_maskz_sub_ps(mask, load(row.as_ptr().add(at), mask), mean);
-                squares[j % 4] = _mm512_fmadd_ps(d, d, squares[j % 4]);
-            }
-            let inverse = _mm512_set1_ps(1.0 / (all(squares) / c as f32 + eps).sqrt());
-            for at in (0..c).step_by(16) {
-                let mask = below(c, at);
-                let d = _mm512_sub_ps(load(row.as_ptr().add(at), mask), mean);
-                let g = _mm512_mul_ps(inverse, _mm512_maskz_loadu_ps(mask, weight.as_ptr().add(at)));
-                let t = bias.map_or(_mm512_setzero_ps(), |bias| _mm512_maskz_loadu_ps(mask, bias.add(at)));
-                let y: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(_mm512_fmadd_ps(d, g, t)));
-                _mm256_mask_storeu_epi16(out.add(place.at(first + i, at)).cast(), mask, y);
-            }
-        }
-    }
-}
-
-/// Numbers of a line of the cache.
-const LINE: usize = 32;
-
-/// Whether [`layer_norm_lines`] can do rows of so many.
-pub(super) fn in_lines(c: usize) -> bool {
-    c.is_multiple_of(LINE)
-}
-
-/// The numbers for each [`LINE`] of a row as [`layer_norm_lines`] reads them: those for even places before those for odd.
-pub(super) fn apart(values: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
-    for (line, out) in values.chunks_exact(LINE).zip(out.chunks_exact_mut(LINE)) {
-        let (even, odd) = out.split_at_mut(LINE / 2);
-        for (i, pair) in line.chunks_exact(2).enumerate() {
-            (even[i], odd[i]) = (pair[0], pair[1]);
-        }
-    }
-    out
-}
-
-/// As [`layer_norm_rows`] of whole lines, with weight and bias [`apart`]: numbers at even and at odd places become f32 by one
-/// operation each.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn layer_norm_lines(
-    x: &[u16],
-    weight: &[f32],
-    bias: &[f32],
-    eps: f32,
-    (out, first, place): (*mut u16, usize, Place),
-) {
-    let c = weight.len();
     let line = |row: *const u16| {
         // SAFETY: callers give a line.
         let x = unsafe { _mm512_loadu_si512(row.cast()) };
-        let odd = _mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        let odd = _mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
         [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)), _mm512_castsi512_ps(odd)]
     };
     let all = |[a, b, c, d]: [__m512; 4]| _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
-    // Even and odd ones in turn again.
-    let order: [u16; LINE] = std::array::from_fn(|i| (i / 2 + i % 2 * LINE / 2) as u16);
-    // SAFETY: as many numbers.
-    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
     for (i, row) in x.chunks_exact(c).enumerate() {
         let at = |at: usize| row[at..][..LINE].as_ptr();
         let mut sums = [_mm512_setzero_ps(); 4];
@@ -219,18 +163,19 @@ pub(super) unsafe fn layer_norm_lines(
         }
         let inverse = _mm512_set1_ps(1.0 / (all(squares) / c as f32 + eps).sqrt());
         for from in (0..c).step_by(LINE) {
-            let (weight, bias) = (&weight[from..][..LINE], &bias[from..][..LINE]);
-            let one = |x: __m512, part: usize| {
-                // SAFETY: half a line from there on.
-                let (w, t) =
-                    unsafe { (_mm512_loadu_ps(weight.as_ptr().add(part)), _mm512_loadu_ps(bias.as_ptr().add(part))) };
-                _mm512_fmadd_ps(_mm512_sub_ps(x, mean), _mm512_mul_ps(inverse, w), t)
+            let one = |at: usize| {
+                let part = |all: &[f32]| {
+                    // SAFETY: as many numbers.
+                    unsafe { _mm512_loadu_ps(all[at..][..16].as_ptr()) }
+                };
+                // SAFETY: as many numbers.
+                let d = _mm512_sub_ps(unsafe { load(row[at..][..16].as_ptr(), 0xffff) }, mean);
+                let offset = bias.map_or(_mm512_setzero_ps(), part);
+                _mm512_fmadd_ps(d, _mm512_mul_ps(inverse, part(weight)), offset)
             };
-            let [a, b] = line(at(from));
             // SAFETY: both are the same bits; callers give a place for each line.
             unsafe {
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(one(b, LINE / 2), one(a, 0)));
-                let both = _mm512_permutexvar_epi16(order, both);
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(one(from + 16), one(from)));
                 _mm512_storeu_si512(out.add(place.at(first + i, from)).cast(), both);
             }
         }
