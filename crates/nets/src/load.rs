@@ -157,24 +157,28 @@ impl Loader {
 
     /// The convolution here, with a square kernel.
     pub(crate) fn conv(&self, inputs: usize, outputs: usize, kernel: usize, options: ConvOptions) -> Result<Conv2d> {
+        self.conv_and_weight([inputs, outputs, kernel], options).map(|both| both.0)
+    }
+
+    fn conv_and_weight(&self, [inputs, outputs, kernel]: [usize; 3], options: ConvOptions) -> Result<(Conv2d, Tensor)> {
         let weight = self.tensor("weight", &[outputs, inputs, kernel, kernel])?;
         let bias = self.vector("bias", outputs)?;
         let mut layer = Conv2d::with(&weight, Some(&bias), options, self.numbers.products)?;
         self.turn.map_or(Ok(()), |turn| layer.park(turn))?;
-        Ok(layer)
+        Ok((layer, weight))
     }
 
     /// The 3x3 convolution here that reads a picture enlarged to twice its size.
     pub(crate) fn conv3_doubled(&self, inputs: usize, outputs: usize) -> Result<Conv2d> {
-        let mut layer = self.conv(inputs, outputs, 3, ConvOptions::same3())?;
-        layer.transform(true)?;
+        let (mut layer, weight) = self.conv_and_weight([inputs, outputs, 3], ConvOptions::same3())?;
+        layer.transform_doubled(&weight, self.numbers.products)?;
         Ok(layer)
     }
 
     /// The 3x3 convolution here that keeps the size.
     pub(crate) fn conv3(&self, inputs: usize, outputs: usize) -> Result<Conv2d> {
         let mut layer = self.conv(inputs, outputs, 3, ConvOptions::same3())?;
-        layer.transform(false)?;
+        layer.transform()?;
         Ok(layer)
     }
 

@@ -4,7 +4,7 @@
 mod device;
 
 use device::device;
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, KeyValue, Linear, PackedKeyValue, Products};
 use tensor::{DType, Device, Recording, Tensor};
 
 /// Runs a body for every type in which the device computes; a failure in one does not hide the others.
@@ -132,6 +132,7 @@ fn convolution_of_odd_shapes() {
         ([2, 3, 16, 32], 40, [3, 3], ConvOptions::same3(), [3, 16]),
         ([1, 7, 32, 32], 33, [3, 3], ConvOptions { stride: 2, padding: [0, 1, 0, 1] }, [7, 32]),
         ([1, 4, 8, 32], 20, [3, 3], ConvOptions::same3(), [8, 16]),
+        ([2, 3, 16, 32], 64, [3, 3], ConvOptions::same3(), [6, 32]),
         ([1, 13, 48, 32], 20, [3, 3], ConvOptions::same3(), [13, 48]),
         ([1, 2, 320, 32], 8, [3, 3], ConvOptions::same3(), [2, 320]),
         ([2, 5, 16, 352], 8, [3, 3], ConvOptions::same3(), [5, 16]),
@@ -139,6 +140,7 @@ fn convolution_of_odd_shapes() {
         ([2, 16, 64, 32], 20, [3, 3], ConvOptions::same3(), [16, 64]),
         ([1, 16, 128, 32], 33, [3, 3], ConvOptions { stride: 2, padding: [0, 1, 0, 1] }, [16, 128]),
         ([1, 8, 16, 32], 20, [3, 3], ConvOptions::same3(), [16, 32]),
+        ([2, 8, 32, 64], 96, [3, 3], ConvOptions::same3(), [16, 64]),
         // Lines of no whole tiles, one after the other: two pictures, more lines than a task has, enlarged, long lines.
         ([2, 9, 13, 32], 20, [3, 3], ConvOptions::same3(), [9, 13]),
         ([1, 30, 26, 32], 20, [3, 3], ConvOptions::same3(), [30, 26]),
@@ -173,7 +175,7 @@ fn convolution_of_odd_shapes() {
                 }
                 want.push(sum);
             }
-            let conv = Conv2d::new(&weight, Some(&bias), options).unwrap();
+            let mut conv = Conv2d::new(&weight, Some(&bias), options).unwrap();
             if seen == [h, w] {
                 close(&conv.forward(&x).unwrap(), &want);
                 let (add, residual) = (noise.tensor(dtype, &[b, n]), noise.tensor(dtype, &[b, oh, ow, n]));
@@ -183,6 +185,8 @@ fn convolution_of_odd_shapes() {
                 let with = Fused { channel_add: Some(&add), activation: Activation::Silu, residual: Some(&residual) };
                 close(&conv.forward_with(&x, &with).unwrap(), &fused);
             } else {
+                close(&conv.forward_upsampled_to(&x, seen[0], seen[1]).unwrap(), &want);
+                conv.transform_doubled(&weight, Products::Whole).unwrap();
                 close(&conv.forward_upsampled_to(&x, seen[0], seen[1]).unwrap(), &want);
             }
         }

@@ -92,12 +92,15 @@ fn convolutions() {
     for (shape, n, kernel, options, seen) in rows {
         let [b, h, w, c] = shape;
         let (x, weight, bias) = (noise(n, &shape), noise(1, &[n, c, kernel, kernel]), noise(2, &[n]));
-        let both = [Products::InParts, Products::Whole]
+        let mut both = [Products::InParts, Products::Whole]
             .map(|products| Conv2d::with(&weight, Some(&bias), options, products).unwrap());
         let what = format!("{b}x{h}x{w}x{c} -> {n}, {options:?}");
         if seen != [h, w] {
             let [got, want] = both.each_ref().map(|conv| conv.forward_upsampled_to(&x, seen[0], seen[1]).unwrap());
             close(&got, &want, &format!("{what}, enlarged"));
+            both[0].transform_doubled(&weight, Products::InParts).unwrap();
+            let got = both[0].forward_upsampled_to(&x, seen[0], seen[1]).unwrap();
+            close(&got, &want, &format!("{what}, doubled"));
             continue;
         }
         let [got, want] = both.each_ref().map(|conv| conv.forward(&x).unwrap());

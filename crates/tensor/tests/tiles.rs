@@ -195,7 +195,7 @@ fn wide_convolutions() {
             };
             let convs = weights.each_ref().map(|weight| {
                 let mut conv = Conv2d::new(&here(weight), Some(&there(&bias)), ConvOptions::same3()).unwrap();
-                conv.transform(false).unwrap();
+                conv.transform().unwrap();
                 conv
             });
             let ours = norms.each_ref().map(|(weight, bias)| (there(weight), there(bias)));
@@ -240,8 +240,9 @@ fn wide_convolutions_of_doubled_pictures() {
         let exact = Conv2d::new(&weight, Some(&bias), ConvOptions::same3()).unwrap();
         each(|dtype, here| {
             let bias = bias.to_device(&device()).unwrap();
-            let mut conv = Conv2d::new(&here(&weight), Some(&bias), ConvOptions::same3()).unwrap();
-            conv.transform(true).unwrap();
+            let weight = here(&weight);
+            let mut conv = Conv2d::new(&weight, Some(&bias), ConvOptions::same3()).unwrap();
+            conv.transform_doubled(&weight, Products::Whole).unwrap();
             for (h, w) in [(2 * h, 2 * w), (2 * h - 1, 2 * w), (2 * h, 2 * w - 1), (h, w)] {
                 let got = conv.forward_upsampled_to(&here(&x), h, w).unwrap();
                 let want = exact.forward_upsampled_to(&x, h, w).unwrap();

@@ -1,5 +1,6 @@
 //! Convolution on the CPU as a block product whose rows are gathered windows; no im2col matrix.
 
+mod doubled;
 mod stage;
 
 use super::epilogue::{Epilogue, past_caches};
@@ -12,12 +13,14 @@ use crate::meter::watch;
 use crate::ops::{ConvOptions, Fused, Products};
 use crate::tensor::Element;
 use crate::{DType, Result, Tensor};
+use doubled::Phases;
 use std::ops::Range;
 
 /// A convolution's weight, packed for one of the ways to compute it.
 pub(crate) enum Weights {
-    /// Depth in the order (ky, kx, channel), as windows lie in NHWC, or [by steps](by_steps).
-    Direct(PackedColumns),
+    /// Depth in the order (ky, kx, channel), as windows lie in NHWC, or [by steps](at_once); where pictures are enlarged
+    /// to twice their size as well.
+    Direct(PackedColumns, Option<Phases>),
     /// Transformed for tiles.
     Tiles(winograd::Weights),
 }
@@ -26,9 +29,18 @@ impl Weights {
     /// Output channels.
     pub(crate) fn columns(&self) -> usize {
         match self {
-            Weights::Direct(columns) => columns.columns,
+            Weights::Direct(columns, _) => columns.columns,
             Weights::Tiles(weights) => weights.columns(),
         }
+    }
+
+    /// From now on does with fewer products what a 3x3 `weight`, of which these were [packed](pack), makes of a picture
+    /// that is enlarged to twice its size, where these are not of an algorithm of still fewer.
+    pub(crate) fn double<T: Product>(&mut self, weight: &Tensor, products: Products) -> Result<()> {
+        if let Weights::Direct(_, phases) = self {
+            *phases = Some(Phases::pack::<T>(weight, products)?);
+        }
+        Ok(())
     }
 }
 
@@ -43,10 +55,10 @@ pub(crate) fn held(dtype: DType, products: Products, [n, c, kernel]: [usize; 3],
     n * c * tiles.map_or(kernel * kernel, |size| size.inputs().pow(2))
 }
 
-/// Whether the depth of a product is in the order (step of channels, ky, kx, channel of the step): neighbouring taps see
-/// nearly the same pixels, of which a tile's rows then stay in the first-level cache from one step to the next.
-fn by_steps<T: Product>(c: usize, in_parts: bool) -> bool {
-    (T::tiled() || in_parts) && c.is_multiple_of(NUMBERS)
+/// Of so many channels all taps come before the next channels. Not of all of them where tiles read windows: neighbouring taps
+/// see nearly the same pixels, of which a tile's rows then stay in the first-level cache from one step to the next.
+fn at_once<T: Product>(c: usize, in_parts: bool) -> usize {
+    if (T::tiled() || in_parts) && c.is_multiple_of(NUMBERS) { NUMBERS } else { c }
 }
 
 /// Packs a weight `[out, in, kh, kw]`.
@@ -56,17 +68,22 @@ pub(crate) fn pack<T: Product>(weight: &Tensor, options: ConvOptions, products: 
     if let Some(size) = tiles(weight.dtype(), [n, c, kh, kw], options).filter(|_| !in_parts) {
         return Ok(Weights::Tiles(winograd::Weights::new::<T>(weight, size)?));
     }
+    Ok(Weights::Direct(direct::<T>(weight, products)?, None))
+}
+
+/// Packs a weight `[out, in, kh, kw]` for [windows](Windows).
+fn direct<T: Product>(weight: &Tensor, products: Products) -> Result<PackedColumns> {
+    let [n, c, kh, kw] = weight.dims4()?;
     let data = weight.data::<T>();
     let taps = kh * kw;
-    let at_once = if by_steps::<T>(c, in_parts) { NUMBERS } else { c };
-    let columns = PackedColumns::of::<T>(n, taps * c, products, |column, out| {
+    let at_once = at_once::<T>(c, splits(weight.dtype(), products));
+    PackedColumns::of::<T>(n, taps * c, products, |column, out| {
         let kernel = &data[column * c * taps..][..c * taps];
         for (i, out) in out.chunks_exact_mut(at_once).enumerate() {
             let from = i / taps * at_once * taps + i % taps;
             out.iter_mut().zip(kernel[from..].iter().step_by(taps)).for_each(|(o, x)| *o = *x);
         }
-    })?;
-    Ok(Weights::Direct(columns))
+    })
 }
 
 /// The windows of a picture as rows of a matrix.
@@ -157,12 +174,18 @@ pub(crate) fn forward<T: Product>(
 ) -> Result<Tensor> {
     let _watch = watch(|| format!("convolution {kernel:?} {:?} -> {out:?} {}", x.shape(), weight.columns()));
     let [b, h, w, c] = x.dims4()?;
+    if let (Weights::Direct(_, Some(phases)), Fused { channel_add: None, residual: None, activation }) =
+        (weight, *fused)
+        && seen == [2 * h, 2 * w]
+    {
+        return phases.forward::<T>(x, bias, activation);
+    }
     let pixels = out[0] * out[1];
     let mut done = Ok(());
     let result = Tensor::build::<T>(x.device(), &[b, out[0], out[1], weight.columns()], |output| {
         let epilogue = Epilogue {
             // Tiles are transformed back in tasks that would not order such writes.
-            past_caches: past_caches(output) && matches!(weight, Weights::Direct(_)),
+            past_caches: past_caches(output) && matches!(weight, Weights::Direct(..)),
             bias,
             channel_add: fused.channel_add.map(|t| (t.data::<T>(), pixels)),
             activation: fused.activation,
@@ -171,11 +194,11 @@ pub(crate) fn forward<T: Product>(
             width: weight.columns(),
             place: Place::plain(weight.columns()),
         };
-        let in_parts = matches!(weight, Weights::Direct(weight) if weight.parts() > 1);
-        let at_once = if by_steps::<T>(c, in_parts) { NUMBERS } else { c };
+        let in_parts = matches!(weight, Weights::Direct(weight, _) if weight.parts() > 1);
+        let at_once = at_once::<T>(c, in_parts);
         let windows = Windows { data: x.data::<T>(), stored: [h, w, c], seen, kernel, out, options, at_once };
         match weight {
-            Weights::Direct(weight) => {
+            Weights::Direct(weight, _) => {
                 done = product::<T>(b * pixels, &windows, weight, 1, |tile| epilogue.finish(tile));
             }
             Weights::Tiles(weights) => done = winograd::forward::<T>(&windows, b, weights, &epilogue),

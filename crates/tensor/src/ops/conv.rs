@@ -110,11 +110,35 @@ impl Conv2d {
     }
 
     /// From now on computes by an algorithm of fewer products, where the device has one for this weight and
-    /// [`crate::Parking`] does not forbid what it takes more; `doubled`: mostly by [`Conv2d::forward_upsampled`].
+    /// [`crate::Parking`] does not forbid what it takes more.
     ///
     /// # Errors
     /// What the device says; no memory.
-    pub fn transform(&mut self, doubled: bool) -> Result<()> {
+    pub fn transform(&mut self) -> Result<()> {
+        self.tile(false)
+    }
+
+    /// As [`Conv2d::transform`], for [`Conv2d::forward_upsampled`] mostly; `weight` and `products` are those of
+    /// [`Conv2d::with`].
+    ///
+    /// # Errors
+    /// As [`Conv2d::transform`]; a weight of another shape or kind.
+    pub fn transform_doubled(&mut self, weight: &Tensor, products: Products) -> Result<()> {
+        let [kh, kw] = self.kernel;
+        if weight.shape() != [self.out_channels, self.in_channels, kh, kw] {
+            let expected = format!("[{}, {}, {kh}, {kw}]", self.out_channels, self.in_channels);
+            return Err(Error::shape("conv2d", "the weight", weight.shape(), expected));
+        }
+        same_kind("conv2d", "the weight", weight, self.dtype, self.device)?;
+        match &mut self.packed {
+            Packed::Cpu(packed, _) if self.kernel == [3, 3] && self.options == ConvOptions::same3() => {
+                by_dtype!("conv2d", "the weight", self.dtype, T => packed.double::<T>(weight, products))
+            }
+            _ => self.tile(true),
+        }
+    }
+
+    fn tile(&mut self, doubled: bool) -> Result<()> {
         let (Packed::Cuda(layer), Device::Cuda(index)) = (&mut self.packed, self.device) else { return Ok(()) };
         let sizes = [self.out_channels, self.in_channels, self.kernel[0]];
         let square = self.kernel[0] == self.kernel[1];
