@@ -1,7 +1,7 @@
 //! From named tensors to layers: shapes are checked before a tensor is read, layers are packed once.
 
 use crate::{Error, Result};
-use tensor::ops::{self, Activation, Conv2d, ConvOptions, Linear, Normed, Products, Rows};
+use tensor::ops::{self, Activation, Conv2d, ConvOptions, Fused, Linear, Normed, Products, Rows};
 use tensor::{DType, Device, Tensor, Turn};
 use weights::{Dtype, Scope};
 
@@ -225,6 +225,16 @@ impl GroupNorm {
     pub(crate) fn of<'a>(&'a self, x: &'a Tensor, activation: Activation) -> Normed<'a> {
         let GroupNorm { weight, bias, groups, eps } = self;
         Normed { x, add: None, groups: *groups, weight, bias, eps: *eps, activation }
+    }
+
+    /// What `conv` makes of it, in passing where it can; elsewhere `x` is freed before.
+    pub(crate) fn forward_into(&self, conv: &Conv2d, x: Tensor, activation: Activation) -> Result<Tensor> {
+        if conv.does_norms() {
+            return Ok(conv.forward_normed(&self.of(&x, activation), &Fused::default())?);
+        }
+        let normed = self.forward(&x, activation)?;
+        drop(x);
+        Ok(conv.forward(&normed)?)
     }
 
     /// Of channels that lie in two tensors, one after the other.

@@ -255,8 +255,7 @@ impl UNet {
                 x = conv.forward_upsampled_to(&x, next.dim(1), next.dim(2))?;
             }
         }
-        x = self.conv_norm_out.forward(&x, self.config.encoder.act_fn)?;
-        Ok(self.conv_out.forward(&x)?.cast(DType::F32)?)
+        Ok(self.conv_norm_out.forward_into(&self.conv_out, x, self.config.encoder.act_fn)?.cast(DType::F32)?)
     }
 
     fn too_few_skips(&self) -> crate::Error {

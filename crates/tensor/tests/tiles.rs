@@ -231,6 +231,30 @@ fn wide_convolutions() {
     }
 }
 
+/// A processor's convolution does the norm before it in passing or not, as suits its tasks: that changes no bit. Patches, parts
+/// of lines, and lines one after the other.
+#[test]
+fn norms_in_passing_change_nothing() {
+    if device() != Device::Cpu {
+        return;
+    }
+    for [b, h, w, c] in [[2, 16, 64, 64], [1, 13, 48, 32], [2, 30, 26, 96]] {
+        let (x, weight) = (noise(34, 1.0, &[b, h, w, c]), noise(35, 0.125, &[40, c, 3, 3]));
+        let norms = (noise(36, 1.0, &[c]), noise(37, 0.5, &[c]));
+        each(|_, here| {
+            let mut conv = Conv2d::new(&here(&weight), None, ConvOptions::same3()).unwrap();
+            conv.transform().unwrap();
+            let x = here(&x);
+            for activation in [Activation::Silu, Activation::None, Activation::Gelu] {
+                let norm = Normed { activation, ..normed(&x, &norms, 8) };
+                let got = conv.forward_normed(&norm, &Fused::default()).unwrap();
+                let want = conv.forward(&norm.done().unwrap()).unwrap();
+                assert!(got.to_vec_f32().unwrap() == want.to_vec_f32().unwrap(), "{b}x{h}x{w}x{c}, {activation:?}");
+            }
+        });
+    }
+}
+
 /// Convolutions of enlarged pictures: doubled and nearly so.
 #[test]
 fn wide_convolutions_of_doubled_pictures() {

@@ -139,8 +139,7 @@ impl Encoder {
             }
         }
         x = self.mid_block.forward(x)?;
-        x = self.conv_norm_out.forward(&x, Activation::Silu)?;
-        Ok(self.conv_out.forward(&x)?)
+        self.conv_norm_out.forward_into(&self.conv_out, x, Activation::Silu)
     }
 }
 
@@ -191,7 +190,6 @@ impl Decoder {
             // The next level's pictures are four times as large, and no block of this one will hold them.
             tensor::trim_above(KEPT);
         }
-        x = self.conv_norm_out.forward(&x, Activation::Silu)?;
-        Ok(self.conv_out.forward(&x)?)
+        self.conv_norm_out.forward_into(&self.conv_out, x, Activation::Silu)
     }
 }

@@ -4,13 +4,14 @@ mod doubled;
 mod stage;
 
 use super::epilogue::{Epilogue, past_caches};
-use super::gemm::{PackedColumns, Product, product, splits};
+use super::gemm::{PackedColumns, Product, product, seldom_read, splits};
+use super::norm::Gains;
 use super::rows::{Place, Rows};
 use super::split::NUMBERS;
 use super::tiles::Staged;
 use super::{SharedMut, winograd};
 use crate::meter::watch;
-use crate::ops::{ConvOptions, Fused, Products};
+use crate::ops::{Activation, ConvOptions, Fused, Products};
 use crate::tensor::Element;
 use crate::{DType, Result, Tensor};
 use doubled::Phases;
@@ -98,6 +99,8 @@ pub(crate) struct Windows<'a, T> {
     options: ConvOptions,
     /// As many channels of all taps come before the next ones in a row.
     at_once: usize,
+    /// What is done to pixels when they are [staged](Rows::stage), which they always are then.
+    gains: Option<&'a Gains>,
 }
 
 impl<T> Windows<'_, T> {
@@ -161,7 +164,15 @@ impl<T: Element> Rows<T> for Windows<'_, T> {
     }
 }
 
-/// Convolves `x` `[b, h, w, in]`, first resized to `seen` by nearest neighbour, into `[b, oh, ow, out]`.
+/// Whether [`forward`] takes [`Gains`] of a 3x3 convolution of stride 1 where `pixels` are convolved: tiles read them from copies
+/// of their own, and so few tasks copy the same ones that it is no more work than a pass of its own.
+pub(crate) fn norms<T: Product>(weight: &Weights, c: usize, activation: Activation, pixels: Option<usize>) -> bool {
+    let Weights::Direct(columns, _) = weight else { return false };
+    T::tiled() && Gains::possible(T::DTYPE, c, activation) && pixels.is_none_or(|pixels| seldom_read(pixels, columns))
+}
+
+/// Convolves `x` `[b, h, w, in]`, first resized to `seen` by nearest neighbour, into `[b, oh, ow, out]`. With
+/// gains, for which [`norms`] has to be asked, `x` is normalised in passing.
 pub(crate) fn forward<T: Product>(
     x: &Tensor,
     weight: &Weights,
@@ -171,6 +182,7 @@ pub(crate) fn forward<T: Product>(
     seen: [usize; 2],
     out: [usize; 2],
     fused: &Fused,
+    gains: Option<&Gains>,
 ) -> Result<Tensor> {
     let _watch = watch(|| format!("convolution {kernel:?} {:?} -> {out:?} {}", x.shape(), weight.columns()));
     let [b, h, w, c] = x.dims4()?;
@@ -196,7 +208,7 @@ pub(crate) fn forward<T: Product>(
         };
         let in_parts = matches!(weight, Weights::Direct(weight, _) if weight.parts() > 1);
         let at_once = at_once::<T>(c, in_parts);
-        let windows = Windows { data: x.data::<T>(), stored: [h, w, c], seen, kernel, out, options, at_once };
+        let windows = Windows { data: x.data::<T>(), stored: [h, w, c], seen, kernel, out, options, at_once, gains };
         match weight {
             Weights::Direct(weight, _) => {
                 done = product::<T>(b * pixels, &windows, weight, 1, |tile| epilogue.finish(tile));

@@ -307,6 +307,11 @@ pub(crate) fn product<T: Product>(
     Ok(())
 }
 
+/// Whether so few tasks of a product in tiles read the same rows of windows that each may as well normalise them.
+pub(crate) fn seldom_read(rows: usize, right: &PackedColumns) -> bool {
+    right.columns <= FEW * tiled_blocks(rows, Some(tiles::ROW_BLOCK), right, 1).1
+}
+
 /// As [`product`] of rows that were packed for tiles.
 pub(crate) fn product_of_packed<T: Product>(
     left: &PackedRows,

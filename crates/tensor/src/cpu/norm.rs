@@ -14,12 +14,10 @@ use super::math::activate_all;
 #[cfg(target_arch = "x86_64")]
 use super::rows::Place;
 use super::rows::{MatrixRows, PackedRows};
-#[cfg(target_arch = "x86_64")]
-use crate::DType;
 use crate::meter::watch;
 use crate::ops::Activation;
 use crate::tensor::Element;
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -88,6 +86,58 @@ fn channel_stats<T: Element>(x: &[T], c: usize) -> Vec<(f64, f64)> {
     (0..c)
         .map(|i| (f64::from(shift[i]) + sums[i] / pixels, (squares[i] - sums[i] * sums[i] / pixels).max(0.0)))
         .collect()
+}
+
+/// A group normalisation of pictures that is still to be done, pixel by pixel: its gain and offset for each channel.
+pub(crate) struct Gains {
+    /// Of each picture.
+    of: Vec<(Vec<f32>, Vec<f32>)>,
+    silu: bool,
+}
+
+impl Gains {
+    /// Whether [`Gains::apply`] knows a norm of so many channels.
+    pub(crate) fn possible(dtype: DType, c: usize, activation: Activation) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if dtype == DType::BF16 && is_fast::<bf16>() {
+            return fast::in_lines(c) && fast::knows(activation);
+        }
+        let _ = (dtype, c, activation);
+        false
+    }
+
+    /// Of `x` `[b, pixels.., c]`.
+    pub(crate) fn of<T: Element>(
+        x: &Tensor,
+        groups: usize,
+        weight: &[f32],
+        bias: &[f32],
+        eps: f32,
+        activation: Activation,
+    ) -> Gains {
+        let _watch = watch(|| format!("group norm's gains {:?}", x.shape()));
+        let (c, pixels) = (x.last_dim(), x.len() / x.dim(0) / x.last_dim());
+        let stats = x.data::<T>().chunks_exact(pixels * c).map(|x| channel_stats(x, c));
+        let of = stats.map(|stats| gains(&stats, pixels as f64, groups, weight, bias, eps)).collect();
+        Gains { of, silu: activation == Activation::Silu }
+    }
+
+    /// Normalises the channels of a pixel of a picture, and writes each line of them `step` numbers after the one before.
+    ///
+    /// # Safety
+    /// It is [possible](Gains::possible), there is such a picture, and all lines have room.
+    #[inline]
+    pub(crate) unsafe fn apply<T: Element>(&self, picture: usize, pixel: &[T], to: *mut T, step: usize) {
+        let (gain, offset) = &self.of[picture];
+        assert!(pixel.len() == gain.len());
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: T is bf16, 16 bits, and as promised.
+        unsafe {
+            fast::apply_pixel(pixel.as_ptr().cast(), (gain, offset), self.silu, to.cast(), step);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (offset, to, step, self.silu);
+    }
 }
 
 /// Gain and offset for each channel of one picture of `pixels`, from the statistics of its channels.

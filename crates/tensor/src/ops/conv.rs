@@ -2,6 +2,7 @@
 
 use super::linear::{Packed, check_bias, same_kind};
 use super::{Activation, Normed, Products};
+use crate::cpu::norm::Gains;
 use crate::cuda::winograd::Form;
 use crate::parking::{keeps_plain, waits};
 use crate::tensor::by_dtype;
@@ -210,7 +211,19 @@ impl Conv2d {
 
     /// Whether [`Conv2d::forward_normed`] does most norms in passing.
     pub fn does_norms(&self) -> bool {
-        matches!(&self.packed, Packed::Cuda(layer) if layer.tiled.as_ref().is_some_and(|tiled| tiled.form != Form::Doubled))
+        match &self.packed {
+            Packed::Cpu(..) => self.norms_here(Activation::None, None),
+            Packed::Cuda(layer) => layer.tiled.as_ref().is_some_and(|tiled| tiled.form != Form::Doubled),
+        }
+    }
+
+    /// Whether the CPU does a norm in passing, where so many pixels are convolved.
+    fn norms_here(&self, activation: Activation, pixels: Option<usize>) -> bool {
+        let Packed::Cpu(packed, _) = &self.packed else { return false };
+        let c = self.in_channels;
+        // Every type has an answer.
+        let norms = by_dtype!("conv2d", "the weight", self.dtype, T => Ok(cpu::conv::norms::<T>(packed, c, activation, pixels)));
+        (self.kernel, self.options) == ([3, 3], ConvOptions::same3()) && norms.unwrap_or(false)
     }
 
     /// As [`Conv2d::forward_with`] of what a norm gives, which is not stored where the device does it in passing.
@@ -218,9 +231,20 @@ impl Conv2d {
     /// # Errors
     /// Shapes or element types that do not fit.
     pub fn forward_normed(&self, norm: &Normed, fused: &Fused) -> Result<Tensor> {
+        let x = norm.x;
+        if let (Packed::Cpu(packed, here), true, None) =
+            (&self.packed, self.norms_here(norm.activation, Some(x.len() / x.last_dim().max(1))), norm.add)
+        {
+            let [seen, out] = self.check(x, None, fused)?;
+            let (weight, bias, _) = norm.checked()?;
+            return by_dtype!("conv2d", "the input", self.dtype, T => {
+                let gains = Gains::of::<T>(x, norm.groups, weight.data(), bias.data(), norm.eps, norm.activation);
+                cpu::conv::forward::<T>(
+                    x, packed, here.as_deref(), self.kernel, self.options, seen, out, fused, Some(&gains))
+            });
+        }
         // Else a weight that waits on the host would be brought twice.
         if let (Packed::Cuda(layer), true) = (&self.packed, self.does_norms()) {
-            let x = norm.x;
             self.check(x, None, fused)?;
             let (weight, bias, add) = norm.checked()?;
             let add = add.as_ref().zip(norm.add).map(|(add, (_, first))| (add, first));
@@ -272,7 +296,7 @@ impl Conv2d {
         let [seen, out] = self.check(x, resized, fused)?;
         match &self.packed {
             Packed::Cpu(packed, bias) => by_dtype!("conv2d", "the input", self.dtype, T => cpu::conv::forward::<T>(
-                x, packed, bias.as_deref(), self.kernel, self.options, seen, out, fused)),
+                x, packed, bias.as_deref(), self.kernel, self.options, seen, out, fused, None)),
             Packed::Cuda(layer) => {
                 cuda::conv::forward(x, &*layer.at_hand()?, self.kernel, self.options, seen, out, fused)
             }

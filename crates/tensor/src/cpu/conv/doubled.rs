@@ -12,7 +12,7 @@ use crate::ops::{Activation, ConvOptions, Products};
 use crate::{Result, Tensor};
 
 /// The weights of even lines' even and odd results, then of odd lines'.
-pub(crate) struct Phases([PackedColumns; 4]);
+pub(crate) struct Phases(Box<[PackedColumns; 4]>);
 
 /// Which taps of three meet in each of the two pixels that an even (odd) result sees.
 const MEET: [[&[usize]; 2]; 2] = [[&[0], &[1, 2]], [&[0, 1], &[2]]];
@@ -34,7 +34,7 @@ impl Phases {
             })?;
             direct::<T>(&summed, products)
         };
-        Ok(Phases([phase(0, 0)?, phase(0, 1)?, phase(1, 0)?, phase(1, 1)?]))
+        Ok(Phases(Box::new([phase(0, 0)?, phase(0, 1)?, phase(1, 0)?, phase(1, 1)?])))
     }
 
     /// `[b, h, w, in] -> [b, 2h, 2w, out]`.
@@ -70,6 +70,7 @@ impl Phases {
                     out: [h, w],
                     options: ConvOptions { stride: 1, padding: [1 - down, down, 1 - across, across] },
                     at_once: at_once::<T>(c, columns.parts() > 1),
+                    gains: None,
                 };
                 product::<T>(b * h * w, &windows, columns, 1, |tile| {
                     for mut part in lines(tile, w) {

@@ -103,6 +103,12 @@ impl<T: Element> Windows<'_, T> {
                 unsafe { split(pixel.as_ptr().cast(), steps, to) };
                 continue;
             }
+            if let Some(gains) = self.gains {
+                let to = &mut memory[at..][..(self.stored[2] / NUMBERS - 1) * plane + STEP];
+                // SAFETY: gains are of these pictures and made where that is possible; there are places for all lines.
+                unsafe { gains.apply(part.picture, pixel, to.as_mut_ptr().cast::<T>(), 2 * plane) };
+                continue;
+            }
             for (plane, from) in memory.chunks_exact_mut(plane).zip(pixel.chunks_exact(NUMBERS)) {
                 let to = plane[at..][..STEP].as_mut_ptr().cast::<T>();
                 // SAFETY: as many numbers of 16 bits fill a step.

@@ -110,6 +110,28 @@ pub(super) unsafe fn apply(
     }
 }
 
+/// As [`apply`] to one pixel of whole lines, each of which begins `step` numbers after the one before.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn apply_pixel(
+    x: *const u16,
+    (gain, offset): (&[f32], &[f32]),
+    silu: bool,
+    out: *mut u16,
+    step: usize,
+) {
+    for (i, (gain, offset)) in gain.chunks_exact(LINE).zip(offset.chunks_exact(LINE)).enumerate() {
+        // SAFETY: callers give as many lines on both sides; both types are the same bits.
+        unsafe {
+            let part = |at: usize| {
+                let (g, t) = (_mm512_loadu_ps(gain.as_ptr().add(at)), _mm512_loadu_ps(offset.as_ptr().add(at)));
+                activated(_mm512_fmadd_ps(load(x.add(i * LINE + at), 0xffff), g, t), silu)
+            };
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(part(16), part(0)));
+            _mm512_storeu_si512(out.add(i * step).cast(), both);
+        }
+    }
+}
+
 /// Numbers of a line of the cache.
 const LINE: usize = 32;
 
