@@ -5,7 +5,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 /// Size of a huge page on x86-64 and on most Arm machines; elsewhere it only decides what counts as large.
-const HUGE: usize = 2 << 20;
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// Zeroed memory of `bytes` bytes, none being refused as no memory; for at least 2 MiB a multiple of 4 KiB.
 pub(crate) fn take(bytes: usize, align: usize) -> Option<NonNull<u8>> {
@@ -30,6 +30,25 @@ pub(crate) unsafe fn give_back(ptr: NonNull<u8>, bytes: usize, align: usize) {
     }
     // SAFETY: as the caller promised; this layout was valid when the memory was taken.
     unsafe { dealloc(ptr.as_ptr(), Layout::from_size_align_unchecked(bytes, align)) };
+}
+
+/// Whether the pages of a block of so many bytes can become another block's ([`gather`]).
+pub(crate) fn movable(bytes: usize) -> bool {
+    cfg!(target_os = "linux") && bytes >= HUGE && bytes.is_multiple_of(HUGE)
+}
+
+/// As [`take`] of a [movable] size, with what lies in `donors` as far as that goes, so that the system need not clear other
+/// pages. What they still have of their pages is left in `donors`.
+///
+/// # Safety
+/// Each is what [`take`] gave for its movable size, or a part of it that begins and ends at a multiple of the smallest such
+/// size from its beginning; nobody uses it any more.
+pub(crate) unsafe fn gather(bytes: usize, donors: &mut Vec<(NonNull<u8>, usize)>) -> Option<NonNull<u8>> {
+    #[cfg(target_os = "linux")]
+    // SAFETY: as the caller promised.
+    return unsafe { mapped::gather(bytes, donors) };
+    #[cfg(not(target_os = "linux"))]
+    return take(bytes, HUGE).filter(|_| donors.is_empty());
 }
 
 #[cfg(target_os = "linux")]
@@ -68,9 +87,39 @@ mod mapped {
     }
 
     /// # Safety
+    /// As [`super::gather`].
+    pub(super) unsafe fn gather(bytes: usize, donors: &mut Vec<(NonNull<u8>, usize)>) -> Option<NonNull<u8>> {
+        let all = take(bytes)?;
+        for at in (0..bytes).step_by(HUGE) {
+            let Some((from, left)) = donors.last_mut() else { break };
+            // One by one: a block that was gathered itself is many mappings, and the system moves no two at once.
+            // SAFETY: both are pages of our own, which nobody uses.
+            unsafe {
+                let to = all.as_ptr().add(at).cast();
+                let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+                if libc::mremap(from.as_ptr().cast(), HUGE, HUGE, flags, to) == libc::MAP_FAILED {
+                    // What lay there before may be gone.
+                    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+                    if libc::mmap(to, HUGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) == libc::MAP_FAILED {
+                        libc::munmap(all.as_ptr().cast(), bytes);
+                        return None;
+                    }
+                    break;
+                }
+                *from = from.add(HUGE);
+            }
+            *left -= HUGE;
+            if *left == 0 {
+                donors.pop();
+            }
+        }
+        Some(all)
+    }
+
+    /// # Safety
     /// As [`super::give_back`].
     pub(super) unsafe fn give_back(ptr: NonNull<u8>, bytes: usize) {
-        // SAFETY: the mapping is exactly this range.
+        // SAFETY: mappings of ours are exactly this range.
         unsafe { libc::munmap(ptr.as_ptr().cast(), bytes) };
     }
 }
@@ -90,5 +139,34 @@ mod tests {
             unsafe { super::give_back(ptr, bytes, 64) };
         }
         assert!(super::take(isize::MAX as usize, 64).is_none());
+    }
+
+    /// Of two blocks: what lay in them comes first, then fresh memory; what is too much stays.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn gathered_memory_is_what_its_donors_had() {
+        const HUGE: usize = super::HUGE;
+        let block = |units: usize, value: u8| {
+            let ptr = super::take(units * HUGE, 64).unwrap();
+            // SAFETY: the memory is ours.
+            unsafe { ptr.write_bytes(value, units * HUGE) };
+            (ptr, units * HUGE)
+        };
+        let mut donors = vec![block(3, 1), block(2, 2)];
+        // SAFETY: all blocks were taken here, and nobody uses a donor.
+        unsafe {
+            let first = super::gather(4 * HUGE, &mut donors).unwrap();
+            assert_eq!(donors.len(), 1);
+            assert_eq!(donors[0].1, HUGE);
+            let mut again = vec![(first, 4 * HUGE), donors[0]];
+            let all = super::gather(7 * HUGE, &mut again).unwrap();
+            assert!(again.is_empty());
+            let all = std::slice::from_raw_parts_mut(all.as_ptr(), 7 * HUGE);
+            let values: Vec<u8> = all.chunks(HUGE).map(|unit| unit[0]).collect();
+            assert_eq!(values, [1, 2, 2, 1, 1, 0, 0]);
+            assert!(all.chunks(HUGE).all(|unit| unit.iter().all(|byte| *byte == unit[0])));
+            all.fill(3);
+            super::give_back(std::ptr::NonNull::new(all.as_mut_ptr()).unwrap(), 7 * HUGE, 64);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Memory behind tensors, and that of the CPU back end: blocks go back to a pool and are handed out again, so that a
-//! denoising step in the steady state maps no new pages.
+//! denoising step in the steady state maps no new pages. Where none has the size that is wanted, large ones are divided or
+//! their pages are gathered: the levels of a decoder, of which each works on four times as much as the one before, share
+//! theirs, and the system need not clear new ones, which took a tenth of a decoder's time.
 
 use crate::{Device, Error, Result, cuda, pages};
 use std::collections::BTreeMap;
@@ -36,6 +38,48 @@ struct Pool {
     peak_bytes: usize,
 }
 
+impl Pool {
+    fn keep(&mut self, block: Block) {
+        self.free_bytes += block.bytes;
+        self.free.entry(block.bytes).or_default().push(block);
+    }
+
+    fn pop(&mut self, bytes: usize) -> Option<Block> {
+        let list = self.free.get_mut(&bytes)?;
+        let block = list.pop();
+        if list.is_empty() {
+            self.free.remove(&bytes);
+        }
+        self.free_bytes -= block.as_ref().map_or(0, |block| block.bytes);
+        block
+    }
+
+    /// A block of that size or a little more, or a part of a larger one.
+    fn fitting(&mut self, size: usize) -> Option<Block> {
+        if let Some((&found, _)) = self.free.range(size..=size + size / 8).next() {
+            return self.pop(found);
+        }
+        let larger = |&bytes: &usize| pages::movable(size) && pages::movable(bytes);
+        let found = self.free.range(size..).map(|(&bytes, _)| bytes).find(larger)?;
+        let (ptr, bytes) = self.pop(found)?.into_parts();
+        // SAFETY: the part behind lies in the block, which is larger.
+        self.keep(Block { ptr: unsafe { ptr.add(size) }, bytes: bytes - size });
+        Some(Block { ptr, bytes: size })
+    }
+
+    /// Blocks that have at least so many bytes together, or all that can be [gathered](pages::gather).
+    fn donors(&mut self, size: usize) -> Vec<Block> {
+        let (mut donors, mut sum) = (Vec::new(), 0);
+        while sum < size {
+            let largest = self.free.keys().rev().copied().find(|&bytes| pages::movable(bytes));
+            let Some(block) = largest.and_then(|bytes| self.pop(bytes)) else { break };
+            sum += block.bytes;
+            donors.push(block);
+        }
+        donors
+    }
+}
+
 static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), free_bytes: 0, used_bytes: 0, peak_bytes: 0 });
 
 fn pool() -> std::sync::MutexGuard<'static, Pool> {
@@ -61,31 +105,35 @@ impl Block {
         }
         let size = class(bytes);
         let mut pool = pool();
-        let reuse = pool.free.range(size..=size + size / 8).next().map(|(&s, _)| s);
-        if let Some(found) = reuse
-            && let Some(list) = pool.free.get_mut(&found)
-        {
-            let block = list.pop();
-            if list.is_empty() {
-                pool.free.remove(&found);
-            }
-            if let Some(block) = block {
-                pool.free_bytes -= found;
-                pool.used_bytes += found;
-                pool.peak_bytes = pool.peak_bytes.max(pool.used_bytes);
-                return Ok(block);
-            }
+        if let Some(block) = pool.fitting(size) {
+            pool.used_bytes += block.bytes;
+            pool.peak_bytes = pool.peak_bytes.max(pool.used_bytes);
+            return Ok(block);
         }
         pool.used_bytes += size;
         pool.peak_bytes = pool.peak_bytes.max(pool.used_bytes);
+        let donors = if pages::movable(size) { pool.donors(size) } else { Vec::new() };
         drop(pool);
-        match pages::take(size, ALIGN) {
-            Some(ptr) => Ok(Block { ptr, bytes: size }),
-            None => {
-                self::pool().used_bytes -= size;
-                Err(oom())
-            }
+        let mut donors = donors.into_iter().map(Block::into_parts).collect();
+        // SAFETY: donors are blocks of movable sizes or parts of them, which nobody uses.
+        let ptr = match pages::movable(size) {
+            true => unsafe { pages::gather(size, &mut donors) },
+            false => pages::take(size, ALIGN),
+        };
+        let mut pool = self::pool();
+        for (ptr, bytes) in donors {
+            pool.keep(Block { ptr, bytes });
         }
+        if ptr.is_none() {
+            pool.used_bytes -= size;
+        }
+        ptr.map(|ptr| Block { ptr, bytes: size }).ok_or_else(oom)
+    }
+
+    fn into_parts(self) -> (NonNull<u8>, usize) {
+        let parts = (self.ptr, self.bytes);
+        std::mem::forget(self);
+        parts
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
@@ -104,8 +152,7 @@ impl Drop for Block {
         let again = Block { ptr: self.ptr, bytes: self.bytes };
         let mut pool = pool();
         pool.used_bytes -= self.bytes;
-        pool.free_bytes += self.bytes;
-        pool.free.entry(self.bytes).or_default().push(again);
+        pool.keep(again);
     }
 }
 
@@ -137,15 +184,15 @@ pub fn memory_use() -> MemoryUse {
     MemoryUse { used: pool.used_bytes, free: pool.free_bytes, peak: pool.peak_bytes }
 }
 
-/// As [`trim`], where more than `bytes` are kept: inside a network whose levels differ so much in size that one cannot
-/// use what another leaves.
+/// As [`trim`], where more than `bytes` are kept and what one size leaves is of no use to another: between stages whose sizes
+/// differ, and inside a network whose levels do.
 pub fn trim_above(bytes: usize) {
-    if pool().free_bytes > bytes {
+    if !pages::movable(pages::HUGE) && pool().free_bytes > bytes {
         trim();
     }
 }
 
-/// Gives the CPU's blocks kept for reuse back to the system: between stages whose sizes differ. A GPU keeps its own:
+/// Gives the CPU's blocks kept for reuse back to the system, when networks have made room. A GPU keeps its own:
 /// nobody else waits for them, giving them back waits for the device, and they are given back when memory runs out.
 pub fn trim() {
     let free = {
