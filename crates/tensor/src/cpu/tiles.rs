@@ -24,7 +24,7 @@ const COLUMN_BLOCK: usize = 512;
 /// slice and what is fetched ahead fill half of a second-level cache of 2 MB.
 const DEPTH: usize = 640;
 /// As [`DEPTH`] for rows that were copied.
-const STAGED_DEPTH: usize = 960;
+const STAGED_DEPTH: usize = 2304;
 /// Elements of a unit.
 const PAIR: usize = 2;
 /// Numbers of a block: what one product makes.
