@@ -204,3 +204,44 @@ pub fn trim() {
         block.release();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Block;
+    use crate::pages::HUGE;
+    use std::slice::from_raw_parts_mut;
+
+    /// Blocks that are divided and gathered again and again never share memory, and nothing of them is lost.
+    #[test]
+    fn large_blocks_are_disjoint_and_reused() {
+        let mut held: Vec<(Block, u8)> = Vec::new();
+        let mut state = 7_u32;
+        let mut next = |below: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize % below
+        };
+        let line = |block: &Block, at: usize| {
+            // SAFETY: callers stay in the block.
+            unsafe { from_raw_parts_mut(block.as_ptr().add(at), 64) }
+        };
+        for round in 0..300_u32 {
+            if held.len() > next(6) {
+                let (block, value) = held.swap_remove(next(held.len()));
+                let mut lines = (0..block.bytes).step_by(HUGE / 4).map(|at| line(&block, at));
+                assert!(lines.all(|line| line.iter().all(|byte| *byte == value)), "round {round}");
+            } else {
+                // Some sizes that can be moved and some that cannot.
+                let block = Block::new((1 + next(12)) * (HUGE / 2 + 4096 * next(2))).unwrap();
+                let value = round as u8;
+                (0..block.bytes).step_by(HUGE / 4).for_each(|at| line(&block, at).fill(value));
+                held.push((block, value));
+            }
+        }
+        drop(held);
+        let before = super::memory_use();
+        let large = Block::new(before.free / 2 / HUGE * HUGE).unwrap();
+        let after = super::memory_use();
+        assert!(cfg!(not(target_os = "linux")) || after.free < before.free, "{before:?}, {after:?}");
+        drop(large);
+    }
+}

@@ -10,6 +10,7 @@ use crate::cpu::gemm::{PackedColumns, Product, Tile, product};
 use crate::cpu::rows::Place;
 use crate::ops::{Activation, ConvOptions, Products};
 use crate::{Result, Tensor};
+use rayon::prelude::*;
 
 /// The weights of even lines' even and odd results, then of odd lines'.
 pub(crate) struct Phases(Box<[PackedColumns; 4]>);
@@ -24,13 +25,15 @@ impl Phases {
         let data = weight.data::<T>();
         let phase = |down: usize, across: usize| {
             let summed = Tensor::build::<T>(weight.device(), &[n, c, 2, 2], |out| {
-                for (kernel, out) in data.chunks_exact(9).zip(out.chunks_exact_mut(4)) {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        let lines = MEET[down][i / 2].iter();
-                        let taps = lines.flat_map(|y| MEET[across][i % 2].iter().map(move |x| 3 * y + x));
-                        *out = T::from_f32(taps.map(|tap| kernel[tap].to_f32()).sum());
+                data.par_chunks(9 * c).zip(out.par_chunks_mut(4 * c)).for_each(|(kernels, out)| {
+                    for (kernel, out) in kernels.chunks_exact(9).zip(out.chunks_exact_mut(4)) {
+                        for (i, out) in out.iter_mut().enumerate() {
+                            let lines = MEET[down][i / 2].iter();
+                            let taps = lines.flat_map(|y| MEET[across][i % 2].iter().map(move |x| 3 * y + x));
+                            *out = T::from_f32(taps.map(|tap| kernel[tap].to_f32()).sum());
+                        }
                     }
-                }
+                });
             })?;
             direct::<T>(&summed, products)
         };
