@@ -195,7 +195,8 @@ pub(crate) fn transformed(unet: &UNetConfig, net: Option<&ControlNetConfig>, com
     let Compute { device, dtype, products, .. } = compute;
     let held = |inputs, outputs| Conv2d::held(dtype, products, device, [outputs, inputs, 3], ConvOptions::same3());
     let beside = net.map_or(0, |net| net.held(&held) - net.parameters());
-    unet.held(&held) - unet.parameters() + beside
+    let doubled = |inputs, outputs| Conv2d::held_doubled(dtype, products, device, [outputs, inputs]);
+    unet.held(&held, &doubled) - unet.parameters() + beside
 }
 
 /// Activations of a denoising step for a batch of `pixels` latent pixels in all.
@@ -256,6 +257,7 @@ mod tests {
         };
         // As measured by loading them.
         assert!((2_000_000_000..2_300_000_000).contains(&more(DType::F32)), "{}", more(DType::F32));
-        assert_eq!(more(DType::BF16), 0);
+        // Of two doubled pictures.
+        assert_eq!(more(DType::BF16), 2 * 16 * (1280 * 1280 + 640 * 640));
     }
 }

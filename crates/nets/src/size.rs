@@ -73,11 +73,12 @@ impl EncoderConfig {
 impl UNetConfig {
     /// Parameters, without biases and norms.
     pub fn parameters(&self) -> usize {
-        self.held(&plain)
+        self.held(&plain, &plain)
     }
 
-    /// Numbers held where a 3x3 convolution of stride 1 takes `conv(inputs, outputs)` of them.
-    pub fn held(&self, conv: &dyn Fn(usize, usize) -> usize) -> usize {
+    /// Numbers held where a 3x3 convolution of stride 1 takes `conv(inputs, outputs)` of them, one of a doubled picture
+    /// `doubled(inputs, outputs)`.
+    pub fn held(&self, conv: &dyn Fn(usize, usize) -> usize, doubled: &dyn Fn(usize, usize) -> usize) -> usize {
         let levels = &self.encoder.levels;
         let mut sum = self.encoder.held(conv);
         let mut below = levels.last().map_or(0, |level| level.width);
@@ -88,7 +89,7 @@ impl UNetConfig {
                 entering + if layer + 1 == level.layers { above } else { level.width }
             };
             sum += self.encoder.level(level, entering, conv);
-            sum += if i + 1 < self.up.len() { conv(level.width, level.width) } else { 0 };
+            sum += if i + 1 < self.up.len() { doubled(level.width, level.width) } else { 0 };
             below = level.width;
         }
         sum + below * self.out_channels * self.conv_out_kernel.pow(2)

@@ -533,3 +533,15 @@ fn recorded_work_is_replayed() {
     assert!(read.is_err());
     assert_eq!(work(&x).unwrap().to_vec_f32().unwrap(), first.to_vec_f32().unwrap());
 }
+
+/// Weights of doubled pictures lie beside the plain ones, unless Winograd's do the work.
+#[test]
+fn numbers_held_for_doubled_pictures() {
+    let held = |dtype| {
+        let doubled = Conv2d::held_doubled(dtype, Products::Whole, Device::Cpu, [640, 320]);
+        (doubled, Conv2d::held(dtype, Products::Whole, Device::Cpu, [640, 320, 3], ConvOptions::same3()))
+    };
+    assert_eq!(held(DType::BF16), (25 * 640 * 320, 9 * 640 * 320));
+    let (doubled, plain) = held(DType::F32);
+    assert_eq!(doubled, plain);
+}

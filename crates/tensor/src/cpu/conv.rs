@@ -15,6 +15,7 @@ use crate::ops::{Activation, ConvOptions, Fused, Products};
 use crate::tensor::Element;
 use crate::{DType, Result, Tensor};
 use doubled::Phases;
+pub(crate) use doubled::SUMMED;
 use std::ops::Range;
 
 /// A convolution's weight, packed for one of the ways to compute it.

@@ -110,6 +110,14 @@ impl Conv2d {
         }
     }
 
+    /// As [`Conv2d::held`] of a 3x3 weight `[outputs, inputs, 3, 3]` after [`Conv2d::transform_doubled`].
+    pub fn held_doubled(dtype: DType, products: Products, device: Device, [outputs, inputs]: [usize; 2]) -> usize {
+        let plain = 9 * outputs * inputs;
+        let held = Conv2d::held(dtype, products, device, [outputs, inputs, 3], ConvOptions::same3());
+        let summed = if device == Device::Cpu && held == plain { cpu::conv::SUMMED * outputs * inputs } else { 0 };
+        held + summed
+    }
+
     /// From now on computes by an algorithm of fewer products, where the device has one for this weight and
     /// [`crate::Parking`] does not forbid what it takes more.
     ///

@@ -15,6 +15,9 @@ use rayon::prelude::*;
 /// The weights of even lines' even and odd results, then of odd lines'.
 pub(crate) struct Phases(Box<[PackedColumns; 4]>);
 
+/// Numbers that these have for each pair of channels.
+pub(crate) const SUMMED: usize = 16;
+
 /// Which taps of three meet in each of the two pixels that an even (odd) result sees.
 const MEET: [[&[usize]; 2]; 2] = [[&[0], &[1, 2]], [&[0, 1], &[2]]];
 
