@@ -116,6 +116,7 @@ impl Session {
             let latents = denoise(&plan, &mut networks, &conditions, images.clone(), observe)?;
             clock.begin(Stage::Decode, observe)?;
             plan.fill_digests(&roles, digests.take())?;
+            // What a step leaves for reuse has other sizes than the decoder asks for.
             tensor::trim_above(0);
             for (row, image) in images.enumerate() {
                 take(decode(networks.vae, latents.rows(row, 1)?, plan.seeds[image])?, &plan)?;

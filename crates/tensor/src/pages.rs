@@ -37,18 +37,20 @@ pub(crate) fn movable(bytes: usize) -> bool {
     cfg!(target_os = "linux") && bytes >= HUGE && bytes.is_multiple_of(HUGE)
 }
 
-/// As [`take`] of a [movable] size, with what lies in `donors` as far as that goes, so that the system need not clear other
-/// pages. What they still have of their pages is left in `donors`.
+/// As [`take`]; memory of a [movable] size is made of what lies in `donors`, as far as that goes, so that the system need not
+/// clear other pages. What they still have of their pages is left in `donors`.
 ///
 /// # Safety
 /// Each is what [`take`] gave for its movable size, or a part of it that begins and ends at a multiple of the smallest such
 /// size from its beginning; nobody uses it any more.
-pub(crate) unsafe fn gather(bytes: usize, donors: &mut Vec<(NonNull<u8>, usize)>) -> Option<NonNull<u8>> {
+pub(crate) unsafe fn gather(bytes: usize, align: usize, donors: &mut Vec<(NonNull<u8>, usize)>) -> Option<NonNull<u8>> {
     #[cfg(target_os = "linux")]
-    // SAFETY: as the caller promised.
-    return unsafe { mapped::gather(bytes, donors) };
-    #[cfg(not(target_os = "linux"))]
-    return take(bytes, HUGE).filter(|_| donors.is_empty());
+    if movable(bytes) {
+        // SAFETY: as the caller promised.
+        return unsafe { mapped::gather(bytes, donors) };
+    }
+    debug_assert!(donors.is_empty());
+    take(bytes, align)
 }
 
 #[cfg(target_os = "linux")]
@@ -155,11 +157,11 @@ mod tests {
         let mut donors = vec![block(3, 1), block(2, 2)];
         // SAFETY: all blocks were taken here, and nobody uses a donor.
         unsafe {
-            let first = super::gather(4 * HUGE, &mut donors).unwrap();
+            let first = super::gather(4 * HUGE, 64, &mut donors).unwrap();
             assert_eq!(donors.len(), 1);
             assert_eq!(donors[0].1, HUGE);
             let mut again = vec![(first, 4 * HUGE), donors[0]];
-            let all = super::gather(7 * HUGE, &mut again).unwrap();
+            let all = super::gather(7 * HUGE, 64, &mut again).unwrap();
             assert!(again.is_empty());
             let all = std::slice::from_raw_parts_mut(all.as_ptr(), 7 * HUGE);
             let values: Vec<u8> = all.chunks(HUGE).map(|unit| unit[0]).collect();

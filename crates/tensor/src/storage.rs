@@ -67,10 +67,10 @@ impl Pool {
         Some(Block { ptr, bytes: size })
     }
 
-    /// Blocks that have at least so many bytes together, or all that can be [gathered](pages::gather).
+    /// Blocks that have at least so many bytes together, or all that can be [gathered](pages::gather) to that size.
     fn donors(&mut self, size: usize) -> Vec<Block> {
         let (mut donors, mut sum) = (Vec::new(), 0);
-        while sum < size {
+        while pages::movable(size) && sum < size {
             let largest = self.free.keys().rev().copied().find(|&bytes| pages::movable(bytes));
             let Some(block) = largest.and_then(|bytes| self.pop(bytes)) else { break };
             sum += block.bytes;
@@ -112,14 +112,11 @@ impl Block {
         }
         pool.used_bytes += size;
         pool.peak_bytes = pool.peak_bytes.max(pool.used_bytes);
-        let donors = if pages::movable(size) { pool.donors(size) } else { Vec::new() };
+        let donors = pool.donors(size);
         drop(pool);
         let mut donors = donors.into_iter().map(Block::into_parts).collect();
         // SAFETY: donors are blocks of movable sizes or parts of them, which nobody uses.
-        let ptr = match pages::movable(size) {
-            true => unsafe { pages::gather(size, &mut donors) },
-            false => pages::take(size, ALIGN),
-        };
+        let ptr = unsafe { pages::gather(size, ALIGN, &mut donors) };
         let mut pool = self::pool();
         for (ptr, bytes) in donors {
             pool.keep(Block { ptr, bytes });

@@ -187,7 +187,7 @@ impl Decoder {
             if let Some(conv) = &block.resample {
                 x = conv.forward_upsampled(&x)?;
             }
-            // The next level's pictures are four times as large, and no block of this one will hold them.
+            // The next level's pictures are four times as large: where its blocks cannot be made of this one's, they go.
             tensor::trim_above(KEPT);
         }
         self.conv_norm_out.forward_into(&self.conv_out, x, Activation::Silu)
