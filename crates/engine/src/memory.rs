@@ -257,7 +257,13 @@ mod tests {
         };
         // As measured by loading them.
         assert!((2_000_000_000..2_300_000_000).contains(&more(DType::F32)), "{}", more(DType::F32));
-        // Of two doubled pictures.
-        assert_eq!(more(DType::BF16), 2 * 16 * (1280 * 1280 + 640 * 640));
+        let held = Conv2d::held(DType::BF16, Products::Whole, Device::Cpu, [640, 640, 3], ConvOptions::same3());
+        if held > 9 * 640 * 640 {
+            // Where products of bf16 take as long as those of f32.
+            assert!((1_300_000_000..1_500_000_000).contains(&more(DType::BF16)), "{}", more(DType::BF16));
+        } else {
+            // Of two doubled pictures.
+            assert_eq!(more(DType::BF16), 2 * 16 * (1280 * 1280 + 640 * 640));
+        }
     }
 }

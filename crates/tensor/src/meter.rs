@@ -3,7 +3,7 @@
 use crate::cpu::amx;
 use crate::cpu::gemm::{Product, splits};
 use crate::cpu::lines::Lines;
-use crate::cpu::micro::{MR, NR};
+use crate::cpu::micro::{MR, NR, Wide};
 use crate::cuda::{self, Spent};
 use crate::ops::Products;
 use crate::tensor::by_dtype;
@@ -94,7 +94,8 @@ fn peak_of<T: Product>(in_parts: bool) -> f64 {
     /// Bytes of both sides fill most of a first-level cache.
     const UNITS: usize = 160;
     const REPEATS: usize = 100;
-    let kernel = T::wide_kernel::<MR>().unwrap_or(T::kernel::<MR, true>());
+    let wide = T::wide_kernel::<MR>();
+    let kernel = wide.as_ref().map_or(T::kernel::<MR, true>(), |wide| wide.kernel);
     let tiled = T::tiled() || in_parts;
     let rows = if tiled { amx::ROWS } else { MR };
     // Two parts are twice the bytes.
@@ -123,7 +124,12 @@ fn peak_of<T: Product>(in_parts: bool) -> f64 {
         }
         std::hint::black_box(c);
     };
-    let per_unit = if in_parts { 2 } else { T::PER_UNIT };
+    let per_unit = match wide {
+        _ if in_parts => 2,
+        // Of a pair each number is a unit then.
+        Some(Wide { columns: true, .. }) => 1,
+        _ => T::PER_UNIT,
+    };
     let flop = (2 * rows * NR * units * per_unit * REPEATS) as f64;
     let measure = || {
         let (begin, mut rounds) = (Instant::now(), 0);

@@ -25,7 +25,8 @@ pub(crate) use keys::{Columns, PackedKeys};
 
 use super::SharedMut;
 use super::amx;
-use super::gemm::{Product, pack_rows, split_panel, units};
+use super::columns::split_panel;
+use super::gemm::{Product, pack_rows, units};
 use super::isa::simd;
 use super::lines::Lines;
 use super::micro::NR;

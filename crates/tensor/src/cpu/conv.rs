@@ -3,8 +3,9 @@
 mod doubled;
 mod stage;
 
+use super::columns::PackedColumns;
 use super::epilogue::{Epilogue, past_caches};
-use super::gemm::{PackedColumns, Product, product, seldom_read, splits};
+use super::gemm::{Product, product, seldom_read, splits};
 use super::norm::Gains;
 use super::rows::{Place, Rows};
 use super::split::NUMBERS;
@@ -51,10 +52,11 @@ fn tiles(dtype: DType, [n, c, kh, kw]: [usize; 4], options: ConvOptions) -> Opti
     if ([kh, kw], options.stride) == ([3, 3], 1) { winograd::size(dtype, c, n) } else { None }
 }
 
-/// Numbers that a weight `[out, in, kernel, kernel]` is held in, but for what fills up panels.
+/// Numbers of its type that a weight `[out, in, kernel, kernel]` is held in, but for what fills up panels.
 pub(crate) fn held(dtype: DType, products: Products, [n, c, kernel]: [usize; 3], options: ConvOptions) -> usize {
     let tiles = if splits(dtype, products) { None } else { tiles(dtype, [n, c, kernel, kernel], options) };
-    n * c * tiles.map_or(kernel * kernel, |size| size.inputs().pow(2))
+    let transformed = |size: winograd::Size| size.inputs().pow(2) * size_of::<f32>() / dtype.bytes();
+    n * c * tiles.map_or(kernel * kernel, transformed)
 }
 
 /// Of so many channels all taps come before the next channels. Not of all of them where tiles read windows: neighbouring taps

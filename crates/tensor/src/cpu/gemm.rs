@@ -7,16 +7,14 @@
 //!
 //! Bound: floating-point units for more than some hundred rows, else the weights' bytes.
 
-use super::amx;
+use super::columns::PackedColumns;
 use super::epilogue::settle;
 use super::isa::{Isa, isa};
-use super::lines::Lines;
-use super::micro::{Kernel, MR, NR, kernel_bf16, kernel_f32, kernel_wide, widen};
+use super::lines::{Lines, fetch};
+use super::micro::{Kernel, MR, NR, Wide, kernel_bf16, kernel_f32, kernel_wide, widen};
 use super::rows::{MatrixRows, PackedRows, Rows};
-use super::split::{NUMBERS, Places, split};
 use super::tiles;
 use crate::ops::Products;
-use crate::storage::Block;
 use crate::tensor::Element;
 use crate::{DType, Result};
 use half::bf16;
@@ -24,12 +22,15 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Rows of a task: the packed block (`ROW_BLOCK * DEPTH * 4` bytes) stays in the second-level cache.
-const ROW_BLOCK: usize = 8 * MR;
+/// Rows of a task, which share a panel of columns: panels arrive slower than they are multiplied. What is packed of them
+/// (`ROW_BLOCK * DEPTH * 4` bytes, twice as many where pairs are widened) stays in the second-level cache.
+const ROW_BLOCK: usize = 16 * MR;
 /// Units of depth packed at a time: one panel of columns (`DEPTH * NR * 4` bytes) about fills the first-level cache.
 pub(crate) const DEPTH: usize = 256;
 /// Columns of a task: repacking rows for each range of columns costs 1 in `2 * COLUMN_BLOCK / 32` at most.
-const COLUMN_BLOCK: usize = 1024;
+const COLUMN_BLOCK: usize = 640;
+/// Fewer columns than these make repacking dear: where so many threads share so little work tasks have half the rows.
+const FEW_COLUMNS: usize = 128;
 
 /// Tasks that may each pack the same rows: it costs less than to write all of them to memory and read them from there.
 const FEW: usize = 2;
@@ -41,7 +42,7 @@ pub(crate) trait Product: Element {
     /// The kernel for a tile of `ROWS` rows, 8 or 12, packed or as they lie.
     fn kernel<const ROWS: usize, const PACKED: bool>() -> Kernel;
     /// The kernel for packed rows whose pairs were [widened](widen), where it is quicker.
-    fn wide_kernel<const ROWS: usize>() -> Option<Kernel> {
+    fn wide_kernel<const ROWS: usize>() -> Option<Wide> {
         None
     }
     fn unit(parts: [Self; 2]) -> u32;
@@ -73,7 +74,7 @@ impl Product for bf16 {
     fn kernel<const ROWS: usize, const PACKED: bool>() -> Kernel {
         kernel_bf16::<ROWS, PACKED>()
     }
-    fn wide_kernel<const ROWS: usize>() -> Option<Kernel> {
+    fn wide_kernel<const ROWS: usize>() -> Option<Wide> {
         kernel_wide::<ROWS>()
     }
     #[inline(always)]
@@ -100,146 +101,6 @@ pub(crate) fn splits(dtype: DType, products: Products) -> bool {
     products == Products::InParts && dtype == DType::F32 && isa() == Isa::Amx
 }
 
-/// Units that `depth` elements take in packed columns.
-fn packed_units<T: Product>(depth: usize) -> usize {
-    if T::tiled() { units::<T>(depth).next_multiple_of(amx::STEP) } else { units::<T>(depth) }
-}
-
-/// The right-hand side: `columns` columns of `depth` elements, in panels of [`NR`] columns. Where f32 is [`split`] a unit is a
-/// pair of its parts, and each step of a panel's first parts lies before that of its second.
-pub(crate) struct PackedColumns {
-    pub(crate) columns: usize,
-    pub(crate) depth: usize,
-    units: usize,
-    parts: usize,
-    block: Block,
-}
-
-impl PackedColumns {
-    /// Packs the matrix whose column `line(column, out)` writes, `depth` elements.
-    pub(crate) fn new<T: Product>(columns: usize, depth: usize, line: impl Fn(usize, &mut [T]) + Sync) -> Result<Self> {
-        let units = packed_units::<T>(depth);
-        let panels = columns.div_ceil(NR);
-        let block = Block::new(panels * units * NR * 4)?;
-        // SAFETY: the block holds that many u32 and is not shared yet.
-        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * units * NR) };
-        data.par_chunks_mut((units * NR).max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
-            let (out, rest) = out.split_at_mut(self::units::<T>(depth) * NR);
-            pack_panel(out, panel * NR..columns, depth, &line, staged);
-            rest.fill(0);
-        });
-        Ok(PackedColumns { columns, depth, units, parts: 1, block })
-    }
-
-    /// As [`PackedColumns::new`], but f32 is split for tiles where it shall be.
-    pub(crate) fn of<T: Product>(
-        columns: usize,
-        depth: usize,
-        products: Products,
-        line: impl Fn(usize, &mut [T]) + Sync,
-    ) -> Result<Self> {
-        if !splits(T::DTYPE, products) {
-            return PackedColumns::new(columns, depth, line);
-        }
-        let steps = depth.div_ceil(NUMBERS);
-        let (panels, size) = (columns.div_ceil(NR), steps * NUMBERS * NR);
-        let block = Block::new(panels * size * 4)?;
-        // SAFETY: the block holds that many u32 and is not shared yet.
-        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * size) };
-        data.par_chunks_mut(size.max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
-            split_panel(out, panel * NR..columns, depth, &line, staged);
-        });
-        Ok(PackedColumns { columns, depth, units: steps * amx::STEP, parts: 2, block })
-    }
-
-    /// A matrix of zeros, to be filled by [`PackedColumns::set`].
-    pub(crate) fn zeroed<T: Product>(columns: usize, depth: usize) -> Result<Self> {
-        let units = packed_units::<T>(depth);
-        let bytes = columns.div_ceil(NR) * units * NR * 4;
-        let block = Block::new(bytes)?;
-        // SAFETY: the block holds as many bytes and is not shared yet.
-        unsafe { std::ptr::write_bytes(block.as_ptr(), 0, bytes) };
-        Ok(PackedColumns { columns, depth, units, parts: 1, block })
-    }
-
-    /// Writes one element.
-    ///
-    /// # Safety
-    /// The element is in the matrix, and no other thread uses its panel.
-    pub(crate) unsafe fn set<T: Product>(&self, column: usize, depth: usize, value: T) {
-        let unit = ((column / NR) * self.units + depth / T::PER_UNIT) * NR + column % NR;
-        // SAFETY: as promised.
-        unsafe { *self.block.as_ptr().cast::<T>().add(unit * T::PER_UNIT + depth % T::PER_UNIT) = value };
-    }
-
-    /// Units of depth, padding included.
-    pub(crate) fn units(&self) -> usize {
-        self.units
-    }
-
-    /// In how many parts each element lies.
-    pub(crate) fn parts(&self) -> usize {
-        self.parts
-    }
-
-    /// Where a unit's columns lie; where they are in parts, a step's.
-    pub(crate) fn panel(&self, panel: usize, unit: usize) -> *const u32 {
-        // SAFETY: callers stay below `columns` and `units`.
-        unsafe { self.block.as_ptr().cast::<u32>().add((panel * self.units + unit) * NR * self.parts) }
-    }
-}
-
-/// As [`pack_panel`] of f32 in two parts.
-pub(crate) fn split_panel<T: Product>(
-    out: &mut [u32],
-    columns: Range<usize>,
-    depth: usize,
-    line: impl Fn(usize, &mut [T]),
-    staged: &mut Vec<u32>,
-) {
-    let steps = depth.div_ceil(NUMBERS);
-    let units = steps * amx::STEP;
-    staged.resize((NR + 1) * 2 * units, 0);
-    let (staged, whole) = staged.split_at_mut(NR * 2 * units);
-    staged[columns.len().min(NR) * 2 * units..].fill(0);
-    whole[depth..].fill(0);
-    for (column, parts) in columns.zip(staged.chunks_exact_mut(2 * units).take(NR)) {
-        // SAFETY: a line of u32 is as many elements of T, which is f32.
-        line(column, unsafe { std::slice::from_raw_parts_mut(whole.as_mut_ptr().cast::<T>(), depth) });
-        let to = Places { first: parts.as_mut_ptr(), step: amx::STEP, low: units };
-        // SAFETY: the line has whole steps, and places for both parts.
-        unsafe { split(whole.as_ptr().cast(), steps, to) };
-    }
-    for (i, out) in out.chunks_exact_mut(amx::STEP * NR).enumerate() {
-        let at = i / 2 * amx::STEP + i % 2 * units;
-        let lines = std::array::from_fn(|j| staged[j * 2 * units + at..].as_ptr());
-        // SAFETY: every line has a step from there on.
-        unsafe { interleave::<NR>(lines, amx::STEP, out) };
-    }
-}
-
-/// Packs one panel: the first `NR` of `columns`, zeros where there are fewer.
-fn pack_panel<T: Product>(
-    out: &mut [u32],
-    columns: Range<usize>,
-    depth: usize,
-    line: impl Fn(usize, &mut [T]),
-    staged: &mut Vec<u32>,
-) {
-    let units = units::<T>(depth);
-    staged.resize(NR * units, 0);
-    staged[columns.len().min(NR) * units..].fill(0);
-    for (column, staged) in columns.zip(staged.chunks_exact_mut(units).take(NR)) {
-        // An odd depth leaves half of the last unit.
-        staged[units - 1] = 0;
-        // SAFETY: a line of u32 is at least `depth` elements of T, aligned for it.
-        line(column, unsafe { std::slice::from_raw_parts_mut(staged.as_mut_ptr().cast::<T>(), depth) });
-    }
-    let lines = std::array::from_fn(|j| staged[j * units..].as_ptr());
-    // SAFETY: every line has `units` units.
-    unsafe { interleave::<NR>(lines, units, out) };
-}
-
 /// A finished tile: `rows` rows of `stride` numbers, of which the first `columns` count.
 pub(crate) struct Tile<'a> {
     pub(crate) row: usize,
@@ -261,6 +122,7 @@ struct Scratch {
     staged: Lines,
     packed: Lines,
     wide: Lines,
+    wide_columns: Lines,
     tile: Lines,
 }
 
@@ -274,12 +136,12 @@ pub(crate) fn product<T: Product>(
     finish: impl Fn(Tile) + Sync,
 ) -> Result<()> {
     crate::meter::count(rows, right.depth, right.columns);
-    if T::tiled() || right.parts == 2 {
+    if T::tiled() || right.parts() == 2 {
         let blocks = tiled_blocks(rows, left.task_rows(), right, halves);
         // Where few tasks read the same rows each packs them; windows are staged or packed by each.
         let often = right.columns / halves > FEW * blocks.1;
         if often && left.task_rows().is_none() {
-            let packed = PackedRows::new(left, rows, right.depth, right.parts)?;
+            let packed = PackedRows::new(left, rows, right.depth, right.parts())?;
             tiled_product::<T, _>(
                 rows,
                 tiles::Operand::<MatrixRows<T>>::Packed(&packed),
@@ -293,7 +155,10 @@ pub(crate) fn product<T: Product>(
         }
         return Ok(());
     }
-    let blocks = divide(rows, right.columns, halves, (ROW_BLOCK, COLUMN_BLOCK), 8);
+    let mut blocks = divide(rows, right.columns, halves, (ROW_BLOCK, COLUMN_BLOCK), 8);
+    if blocks.1 * halves < FEW_COLUMNS {
+        blocks = divide(rows, right.columns, halves, (ROW_BLOCK / 2, COLUMN_BLOCK), 8);
+    }
     each_task(rows, right.columns / halves, blocks, |rows, columns| {
         SCRATCH.with_borrow_mut(|scratch| {
             let (row, rows, column, columns) = (rows.start, rows.len(), columns.start, columns.len());
@@ -320,7 +185,7 @@ pub(crate) fn product_of_packed<T: Product>(
     finish: impl Fn(Tile) + Sync,
 ) {
     let rows = left.count();
-    assert!(left.depth() == right.depth && T::tiled() && right.parts == 1);
+    assert!(left.depth() == right.depth && T::tiled() && right.parts() == 1);
     crate::meter::count(rows, right.depth, right.columns);
     let blocks = tiled_blocks(rows, None, right, halves);
     tiled_product::<T, _>(rows, tiles::Operand::<MatrixRows<T>>::Packed(left), right, halves, blocks, finish);
@@ -386,17 +251,20 @@ fn task_product<T: Product>(
     halves: usize,
     scratch: &mut Scratch,
 ) {
-    let wide_kernel = T::wide_kernel::<MR>();
-    let kernel = wide_kernel.unwrap_or(T::kernel::<MR, true>());
+    let wide = T::wide_kernel::<MR>();
+    let kernel = wide.as_ref().map_or(T::kernel::<MR, true>(), |wide| wide.kernel);
     let groups = rows.div_ceil(MR);
     let panels = columns.div_ceil(NR);
     let stride = panels * NR * halves;
     let tile = scratch.tile.floats(groups * MR * stride);
     let packed = scratch.packed.get(groups * MR * DEPTH);
     let staged = scratch.staged.get(MR * DEPTH);
-    let wide = scratch.wide.get(if wide_kernel.is_some() { 2 * packed.len() } else { 0 });
-    for unit in (0..right.units).step_by(DEPTH) {
-        let count = DEPTH.min(right.units - unit);
+    let wide_rows = scratch.wide.get(if wide.is_some() { 2 * packed.len() } else { 0 });
+    let columns_widen = wide.as_ref().is_some_and(|wide| wide.columns);
+    let wide_columns = scratch.wide_columns.get(if columns_widen { 2 * NR * DEPTH } else { 0 });
+    let panel_at = |i: usize, unit| right.panel((i / panels * right.columns / halves + column) / NR + i % panels, unit);
+    for unit in (0..right.units()).step_by(DEPTH) {
+        let count = DEPTH.min(right.units() - unit);
         for group in 0..groups {
             let packed = &mut packed[group * MR * count..][..MR * count];
             pack_rows::<T, MR>(
@@ -409,19 +277,27 @@ fn task_product<T: Product>(
                 staged,
                 packed,
             );
-            if wide_kernel.is_some() {
-                widen(packed, MR, &mut wide[2 * group * MR * count..][..2 * MR * count]);
+            if wide.is_some() {
+                widen(packed, MR, &mut wide_rows[2 * group * MR * count..][..2 * MR * count]);
             }
         }
-        let (all, units_of) = if wide_kernel.is_some() { (&*wide, 2) } else { (&*packed, 1) };
-        for half in 0..halves {
-            for panel in 0..panels {
-                let b = right.panel((half * right.columns / halves + column) / NR + panel, unit);
-                for group in 0..groups {
-                    let c = tile[group * MR * stride + (half * panels + panel) * NR..].as_mut_ptr();
-                    // SAFETY: both sides hold `count` units; the tile has MR rows of `stride` numbers here.
-                    unsafe { kernel(count, all[units_of * group * MR * count..].as_ptr(), MR, b, c, stride, unit > 0) };
-                }
+        let (all, units_of) = if wide.is_some() { (&*wide_rows, 2) } else { (&*packed, 1) };
+        for i in 0..halves * panels {
+            let b = panel_at(i, unit);
+            let next = if i + 1 < halves * panels { panel_at(i + 1, unit) } else { panel_at(0, unit + count) };
+            let (b, units) = if columns_widen {
+                // SAFETY: a panel holds `NR` columns of each of these units.
+                widen(unsafe { std::slice::from_raw_parts(b, count * NR) }, NR, &mut wide_columns[..2 * count * NR]);
+                (wide_columns.as_ptr(), 2 * count)
+            } else {
+                (b, count)
+            };
+            let share = (count * NR).div_ceil(groups);
+            for group in 0..groups {
+                fetch(next.wrapping_add(group * share), share);
+                let c = tile[group * MR * stride + i * NR..].as_mut_ptr();
+                // SAFETY: both sides hold `units` units; the tile has MR rows of `stride` numbers here.
+                unsafe { kernel(units, all[units_of * group * MR * count..].as_ptr(), MR, b, c, stride, unit > 0) };
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Linear layers on the CPU.
 
 use super::SharedMut;
+use super::columns::PackedColumns;
 use super::epilogue::{Epilogue, past_caches};
-use super::gemm::{PackedColumns, Product, Tile, product, product_of_packed};
+use super::gemm::{Product, Tile, product, product_of_packed};
 use super::micro::NR;
 use super::rows::{MatrixRows, PackedRows, Place, Rows};
 use super::split::NUMBERS;

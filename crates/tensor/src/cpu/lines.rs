@@ -32,3 +32,15 @@ impl Lines {
         self.0.as_ptr().cast::<u32>().wrapping_add(at)
     }
 }
+
+/// Asks for `count` numbers that will be read soon, which need not exist, into the second-level cache.
+#[inline]
+pub(crate) fn fetch(from: *const u32, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..count).step_by(16) {
+        // SAFETY: asking for memory reads nothing, whatever the address.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, count);
+}

@@ -43,6 +43,18 @@ fn pairs_are_quick() -> bool {
     *QUICK.get_or_init(|| !amx::on_chip())
 }
 
+/// Whether a product of a pair of bf16 takes less time than two of f32.
+pub(crate) fn pairs_gain() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return match isa() {
+        Isa::Amx => true,
+        Isa::Avx512Bf16 => pairs_are_quick(),
+        Isa::Avx512 | Isa::Avx2 | Isa::Portable => false,
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The kernel for pairs of bf16 and a tile of `ROWS` rows (8 or 12), packed or as they lie.
 pub(crate) fn kernel_bf16<const ROWS: usize, const PACKED: bool>() -> Kernel {
     #[cfg(target_arch = "x86_64")]
@@ -55,20 +67,31 @@ pub(crate) fn kernel_bf16<const ROWS: usize, const PACKED: bool>() -> Kernel {
     portable_bf16::<ROWS, PACKED>
 }
 
-/// The kernel for packed rows whose pairs of bf16 [`widen`] made pairs of f32, where that is the quickest: it spares
-/// splitting each pair once for every panel of columns.
-pub(crate) fn kernel_wide<const ROWS: usize>() -> Option<Kernel> {
+/// A kernel for packed rows whose pairs of bf16 [`widen`] made pairs of f32.
+pub(crate) struct Wide {
+    pub(crate) kernel: Kernel,
+    /// Whether columns are widened as well, a panel at a time: then the kernel is that of f32, for twice the units.
+    pub(crate) columns: bool,
+}
+
+/// The kernel for a tile of `ROWS` rows (8 or 12) whose pairs were widened, where that is the quickest: rows spare splitting
+/// each pair once for every panel of columns, and AVX2 has no registers left to split those of columns in. The sums are the
+/// same either way.
+pub(crate) fn kernel_wide<const ROWS: usize>() -> Option<Wide> {
     #[cfg(target_arch = "x86_64")]
     match isa() {
-        Isa::Avx512 => return Some(x86::bf16_avx512_wide::<ROWS>),
-        Isa::Avx512Bf16 if !pairs_are_quick() => return Some(x86::bf16_avx512_wide::<ROWS>),
+        Isa::Avx512 => return Some(Wide { kernel: x86::bf16_avx512_wide::<ROWS>, columns: false }),
+        Isa::Avx512Bf16 if !pairs_are_quick() => {
+            return Some(Wide { kernel: x86::bf16_avx512_wide::<ROWS>, columns: false });
+        }
+        Isa::Avx2 => return Some(Wide { kernel: x86::f32_avx2::<ROWS, true>, columns: true }),
         _ => {}
     }
     None
 }
 
 simd! {
-    /// Of each unit of `rows` packed pairs of bf16 first all lower halves as f32, then all upper ones.
+    /// Of each unit of `rows` packed pairs of bf16, or columns, first all lower halves as f32, then all upper ones.
     pub(crate) fn widen(packed: &[u32], rows: usize, out: &mut [u32]) {
         for (pairs, out) in packed.chunks_exact(rows).zip(out.chunks_exact_mut(2 * rows)) {
             let (low, high) = out.split_at_mut(rows);

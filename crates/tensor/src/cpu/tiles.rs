@@ -6,7 +6,8 @@
 //! memory and back between slices. All that tiles touch begins with a line of the cache.
 
 use super::amx::{self, Fetch, Left, Tiles};
-use super::gemm::{PackedColumns, Product, Tile};
+use super::columns::PackedColumns;
+use super::gemm::{Product, Tile};
 use super::lines::Lines;
 use super::micro::NR;
 use super::rows::{PackedRows, Rows, pack_group};

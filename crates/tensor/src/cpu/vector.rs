@@ -18,9 +18,6 @@ pub(crate) trait Vector: Copy {
     /// There is room for `LANES` numbers at `p`.
     unsafe fn store(self, p: *mut f32);
     /// # Safety
-    /// As [`Vector::store`].
-    unsafe fn store_bf16(self, p: *mut bf16);
-    /// # Safety
     /// The instruction set is there, as for all below.
     unsafe fn splat(x: f32) -> Self;
     /// # Safety
@@ -39,13 +36,6 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     unsafe fn load_from<T: Element>(p: *const T) -> Self {
         unsafe { if T::DTYPE == DType::F32 { Self::load(p.cast()) } else { Self::load_bf16(p.cast()) } }
-    }
-
-    /// # Safety
-    /// As [`Vector::store`]; `T` is f32 or bf16.
-    #[inline(always)]
-    unsafe fn store_to<T: Element>(self, p: *mut T) {
-        unsafe { if T::DTYPE == DType::F32 { self.store(p.cast()) } else { self.store_bf16(p.cast()) } }
     }
 }
 
@@ -66,10 +56,6 @@ impl Vector for Four {
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0) };
-    }
-    #[inline(always)]
-    unsafe fn store_bf16(self, p: *mut bf16) {
-        unsafe { p.cast::<[bf16; 4]>().write_unaligned(self.0.map(Element::from_f32)) };
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -108,16 +94,6 @@ mod x86 {
         unsafe fn store(self, p: *mut f32) {
             unsafe { _mm512_storeu_ps(p, self) };
         }
-        // Rounds to nearest even; sums of finite numbers only, so NaN needs no care beyond staying NaN or huge.
-        #[inline(always)]
-        unsafe fn store_bf16(self, p: *mut bf16) {
-            unsafe {
-                let bits = _mm512_castps_si512(self);
-                let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-                let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-                _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-            }
-        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             unsafe { _mm512_set1_ps(x) }
@@ -149,17 +125,6 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(self, p: *mut f32) {
             unsafe { _mm256_storeu_ps(p, self) };
-        }
-        #[inline(always)]
-        unsafe fn store_bf16(self, p: *mut bf16) {
-            unsafe {
-                let bits = _mm256_castps_si256(self);
-                let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-                let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-                let halves = _mm256_packus_epi32(_mm256_srli_epi32(rounded, 16), _mm256_setzero_si256());
-                let joined = _mm256_permute4x64_epi64(halves, 0b1000);
-                _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(joined));
-            }
         }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {

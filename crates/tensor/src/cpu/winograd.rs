@@ -3,7 +3,7 @@
 //!
 //! A chunk of tiles at a time goes through three phases, each on all threads: tiles of the input are transformed, one
 //! block product for each of the transform's elements follows, its results are transformed back and handed to the
-//! epilogue. Chunks are so small that what passes between the phases stays in the last-level cache.
+//! epilogue. Chunks are so small that what passes between the phases stays in the last-level cache, unless weights are larger.
 //!
 //! For 4x4 the points are 0, +-5/8, +-3/2 and infinity: of the symmetric sets tried on normal noise with 256 channels
 //! they lose the least, 5.3e-7 of the result's norm in f32, as little as 2x2 tiles (4.9e-7); the usual 0, +-1, +-2 lose
@@ -12,12 +12,14 @@
 //! Bound: floating-point units, of which the transforms take a share that shrinks as channels grow.
 
 use super::SharedMut;
+use super::columns::PackedColumns;
 use super::conv::Windows;
 use super::epilogue::Epilogue;
-use super::gemm::{DEPTH, PackedColumns, Product, Tile};
+use super::gemm::{DEPTH, Product, Tile};
+use super::isa::simd;
 #[cfg(target_arch = "x86_64")]
 use super::isa::{Isa, isa};
-use super::micro::{MR, NR};
+use super::micro::{MR, NR, kernel_f32, pairs_gain};
 use super::vector::{Four, Vector};
 use crate::storage::Block;
 use crate::tensor::Element;
@@ -52,20 +54,28 @@ const WHOLE: usize = 16;
 const LEAST: usize = 64;
 /// Weights for which transformed tiles of 4x4 cost memory: four times what checkpoints hold. Above that 2x2.
 const MOST_WEIGHTS: usize = 1920 * 640;
-/// Tiles of a chunk, where their bytes do not tell otherwise: so many share each slab of weights on its way from memory.
-const CHUNK: usize = 8 * MR;
+/// Most tiles of a chunk, where their bytes do not tell otherwise: so many share each slab of weights on its way from memory,
+/// which is longer than what they themselves take.
+const CHUNK: usize = 16 * MR;
 /// Bytes of a chunk that narrow layers fill with more tiles.
 const CHUNK_BYTES: usize = 6 << 20;
 /// Columns that one task transforms back at a time.
 const COLUMNS: usize = 256;
 
-/// The size of tile for a 3x3 convolution of stride 1 between so many channels, where tiles pay.
+/// The size of tile for a 3x3 convolution of stride 1 between so many channels, where tiles pay. Where products of pairs take as
+/// long as those of f32, weights of bf16 are transformed to f32, too: eight times the memory for a quarter of the products,
+/// but not for less than half of them, as those who ask for bf16 have little memory.
 pub(crate) fn size(dtype: DType, inputs: usize, outputs: usize) -> Option<Size> {
     let whole = |c: usize| c >= LEAST && c.is_multiple_of(WHOLE);
-    if dtype != DType::F32 || !whole(inputs) || !whole(outputs) {
+    if !whole(inputs) || !whole(outputs) {
         return None;
     }
-    Some(if inputs * outputs <= MOST_WEIGHTS { Size::Four } else { Size::Two })
+    let few = inputs * outputs <= MOST_WEIGHTS;
+    match dtype {
+        DType::F32 => Some(if few { Size::Four } else { Size::Two }),
+        DType::BF16 if few && !pairs_gain() => Some(Size::Four),
+        _ => None,
+    }
 }
 
 /// Transformed weights: one matrix of packed columns for each element of the transform.
@@ -94,30 +104,41 @@ fn weight_transform(size: Size) -> Vec<[f64; 3]> {
     }
 }
 
+simd! {
+    /// Transforms the taps of [`NR`] weights: of a transform of `n` rows `n * n` lines of `out`.
+    fn transform_weights(taps: &[[f64; NR]; 9], transform: &[[f64; 3]], out: &mut [[f32; NR]; 36]) {
+        let along = |g: &[f64; 3], [a, b, c]: [&[f64; NR]; 3]| -> [f64; NR] {
+            std::array::from_fn(|j| g[0] * a[j] + g[1] * b[j] + g[2] * c[j])
+        };
+        for (out, g) in out.chunks_exact_mut(transform.len()).zip(transform) {
+            let [a, b, c] = [0, 1, 2].map(|x| along(g, [&taps[x], &taps[3 + x], &taps[6 + x]]));
+            for (out, g) in out.iter_mut().zip(transform) {
+                *out = along(g, [&a, &b, &c]).map(|value| value as f32);
+            }
+        }
+    }
+}
+
 impl Weights {
-    /// Transforms a weight `[n, c, 3, 3]` in f64 and packs it.
+    /// Transforms a weight `[n, c, 3, 3]` in f64 and packs it in f32.
     pub(crate) fn new<T: Product>(weight: &Tensor, size: Size) -> Result<Weights> {
         let [n, c, _, _] = weight.dims4()?;
         let data = weight.data::<T>();
         let side = size.inputs();
         let transform = weight_transform(size);
-        let matrices = (0..side * side).map(|_| PackedColumns::zeroed::<T>(n, c)).collect::<Result<Vec<_>>>()?;
+        let matrices = (0..side * side).map(|_| PackedColumns::zeroed(n, c)).collect::<Result<Vec<_>>>()?;
         (0..n.div_ceil(NR)).into_par_iter().for_each(|panel| {
             let columns = NR.min(n - panel * NR);
+            let (mut taps, mut out) = ([[0f64; NR]; 9], [[0f32; NR]; 36]);
             for channel in 0..c {
                 for j in 0..columns {
-                    let taps = &data[((panel * NR + j) * c + channel) * 9..][..9];
-                    let mut half = [[0f64; 3]; 6];
-                    for (half, g) in half.iter_mut().zip(&transform) {
-                        *half =
-                            std::array::from_fn(|x| (0..3).map(|y| g[y] * f64::from(taps[y * 3 + x].to_f32())).sum());
-                    }
-                    for (i, matrix) in matrices.iter().enumerate() {
-                        let (row, g) = (&half[i / side], &transform[i % side]);
-                        let value = row[0] * g[0] + row[1] * g[1] + row[2] * g[2];
-                        // SAFETY: this task alone writes this panel.
-                        unsafe { matrix.set::<T>(panel * NR + j, channel, T::from_f32(value as f32)) };
-                    }
+                    let from = &data[((panel * NR + j) * c + channel) * 9..][..9];
+                    taps.iter_mut().zip(from).for_each(|(tap, x)| tap[j] = f64::from(x.to_f32()));
+                }
+                transform_weights(&taps, &transform, &mut out);
+                for (matrix, numbers) in matrices.iter().zip(&out) {
+                    // SAFETY: this task alone writes this panel.
+                    unsafe { matrix.set(panel, channel, numbers) };
                 }
             }
         });
@@ -206,7 +227,7 @@ impl Form<6, 4> for F4 {
 unsafe fn forth<F: Form<IN, OUT>, V: Vector, T: Element, const IN: usize, const OUT: usize>(
     pixels: &[*const T],
     channels: usize,
-    out: *mut T,
+    out: *mut f32,
     plane: usize,
 ) {
     for c in (0..channels).step_by(V::LANES) {
@@ -218,7 +239,7 @@ unsafe fn forth<F: Form<IN, OUT>, V: Vector, T: Element, const IN: usize, const 
             for x in 0..IN {
                 let column = F::forth(std::array::from_fn(|y| rows[y][x]));
                 for (y, value) in column.into_iter().enumerate() {
-                    value.store_to(out.add((y * IN + x) * plane + c));
+                    value.store(out.add((y * IN + x) * plane + c));
                 }
             }
         }
@@ -260,7 +281,7 @@ macro_rules! transforms {
             use super::*;
 
             $(#[target_feature(enable = $features)])?
-            pub(super) unsafe fn forth<T: Element>(size: Size, pixels: &[*const T], channels: usize, out: *mut T, plane: usize) {
+            pub(super) unsafe fn forth<T: Element>(size: Size, pixels: &[*const T], channels: usize, out: *mut f32, plane: usize) {
                 unsafe {
                     match size {
                         Size::Two => super::forth::<F2, $V, T, 4, 2>(pixels, channels, out, plane),
@@ -288,7 +309,7 @@ transforms!(avx2, std::arch::x86_64::__m256, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 transforms!(avx512, std::arch::x86_64::__m512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 
-type Forth<T> = unsafe fn(Size, &[*const T], usize, *mut T, usize);
+type Forth<T> = unsafe fn(Size, &[*const T], usize, *mut f32, usize);
 type Back = unsafe fn(Size, *const f32, usize, usize, *mut f32);
 
 /// The transforms for this processor.
@@ -322,15 +343,16 @@ pub(crate) fn forward<T: Product>(
     crate::meter::count(tiles * inputs * inputs, c, n);
     let planes = inputs * inputs;
     // A line's distance is no multiple of a page: neighbouring rows must not share a set of the first-level cache.
-    let (line, width) = (c + 64 / size_of::<T>(), n.next_multiple_of(NR));
-    let fitting = CHUNK_BYTES / (planes * (line * size_of::<T>() + width * 4)) / MR * MR;
-    let rows = fitting.clamp(CHUNK, 8 * CHUNK).min(tiles.next_multiple_of(MR));
-    let transformed = Block::new(planes * rows * line * size_of::<T>())?;
+    let (line, width) = (c + 16, n.next_multiple_of(NR));
+    let fitting = CHUNK_BYTES / (planes * (line + width) * 4) / MR * MR;
+    let most = fitting.clamp(CHUNK, 4 * CHUNK);
+    let rows = tiles.div_ceil(tiles.div_ceil(most)).next_multiple_of(MR);
+    let transformed = Block::new(planes * rows * line * 4)?;
     let products = Block::new(planes * rows * width * 4)?;
     // SAFETY: the blocks hold that many elements and are not shared otherwise.
     let (transformed, products) = unsafe {
         (
-            std::slice::from_raw_parts_mut(transformed.as_ptr().cast::<T>(), planes * rows * line),
+            std::slice::from_raw_parts_mut(transformed.as_ptr().cast::<f32>(), planes * rows * line),
             std::slice::from_raw_parts_mut(products.as_ptr().cast::<f32>(), planes * rows * width),
         )
     };
@@ -351,7 +373,7 @@ pub(crate) fn forward<T: Product>(
             // SAFETY: each tile writes its own line of each plane; pixels and lines hold `c` numbers.
             unsafe { forth(size, &pixels[..planes], c, target.at(i * line), rows * line) };
         });
-        multiply::<T>(weights, transformed, products, count, rows, line, width);
+        multiply(weights, transformed, products, count, rows, line, width);
         let products = &*products;
         (0..count).into_par_iter().with_min_len(2).for_each(|i| {
             let tile = first + i;
@@ -384,16 +406,16 @@ pub(crate) fn forward<T: Product>(
 }
 
 /// One block product for each plane: `count` lines of `transformed` times the plane's weights.
-fn multiply<T: Product>(
+fn multiply(
     weights: &Weights,
-    transformed: &[T],
+    transformed: &[f32],
     products: &mut [f32],
     count: usize,
     rows: usize,
     line: usize,
     width: usize,
 ) {
-    let kernel = T::kernel::<MR, false>();
+    let kernel = kernel_f32::<MR, false>();
     let planes = weights.matrices.len();
     let panels = width / NR;
     // Enough tasks for all threads; how columns are divided does not change the result.
@@ -408,11 +430,11 @@ fn multiply<T: Product>(
                 let depth = DEPTH.min(matrix.units() - unit);
                 let b = matrix.panel(panel, unit);
                 for row in (0..count).step_by(MR) {
-                    let a = transformed[(plane * rows + row) * line + unit * T::PER_UNIT..].as_ptr();
+                    let a = transformed[(plane * rows + row) * line + unit..].as_ptr();
                     // SAFETY: lines hold all units, up to MR rows beyond `count`; tasks write disjoint panels.
                     unsafe {
                         let c = out.at((plane * rows + row) * width + panel * NR);
-                        kernel(depth, a.cast(), line / T::PER_UNIT, b, c, width, unit > 0);
+                        kernel(depth, a.cast(), line, b, c, width, unit > 0);
                     }
                 }
             }

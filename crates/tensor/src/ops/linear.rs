@@ -1,7 +1,7 @@
 //! Linear layers with their epilogues.
 
 use super::{Activation, Products};
-use crate::cpu::gemm::PackedColumns;
+use crate::cpu::columns::PackedColumns;
 use crate::cpu::linear::Input;
 use crate::parking::waits;
 use crate::tensor::by_dtype;

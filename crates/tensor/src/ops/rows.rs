@@ -4,7 +4,7 @@
 use super::linear::Packed;
 use super::norm::channels;
 use super::{Activation, Linear};
-use crate::cpu::gemm::PackedColumns;
+use crate::cpu::columns::PackedColumns;
 use crate::cpu::linear::Input;
 use crate::{Error, Result, Tensor, cpu, cuda};
 use half::bf16;

@@ -5,8 +5,9 @@
 
 use super::{Windows, at_once, direct};
 use crate::cpu::SharedMut;
+use crate::cpu::columns::PackedColumns;
 use crate::cpu::epilogue::{Epilogue, past_caches};
-use crate::cpu::gemm::{PackedColumns, Product, Tile, product};
+use crate::cpu::gemm::{Product, Tile, product};
 use crate::cpu::rows::Place;
 use crate::ops::{Activation, ConvOptions, Products};
 use crate::{Result, Tensor};
