@@ -27,6 +27,9 @@ fn results(dtype: DType) -> Vec<Vec<f32>> {
         ops::attention(&x, KeyValue { k: &k, v: &v }, 3, 0.2, false, None).unwrap(),
     ];
     all.extend(pictures.iter().map(|x| conv.forward(x).unwrap()));
+    // By tiles, in more than one chunk.
+    let wide = Conv2d::new(&noise(dtype, &[80, 64, 3, 3]), None, ConvOptions::same3()).unwrap();
+    all.push(wide.forward(&noise(dtype, &[1, 90, 110, 64])).unwrap());
     let ones = noise(DType::F32, &[32]);
     all.push(ops::group_norm(&pictures[0], 8, &ones, &ones, 1e-5, Activation::Silu).unwrap());
     all.iter().map(|t| t.to_vec_f32().unwrap()).collect()

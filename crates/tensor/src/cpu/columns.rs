@@ -62,13 +62,10 @@ impl PackedColumns {
         Ok(PackedColumns { columns, depth, units: steps * amx::STEP, parts: 2, block })
     }
 
-    /// A matrix of zeros in f32, to be filled by [`PackedColumns::set`].
-    pub(crate) fn zeroed(columns: usize, depth: usize) -> Result<Self> {
+    /// A matrix in f32 of which [`PackedColumns::set`] is to write every unit of every panel.
+    pub(crate) fn unset(columns: usize, depth: usize) -> Result<Self> {
         let units = packed_units::<f32>(depth);
-        let bytes = columns.div_ceil(NR) * units * NR * 4;
-        let block = Block::new(bytes)?;
-        // SAFETY: the block holds as many bytes and is not shared yet.
-        unsafe { std::ptr::write_bytes(block.as_ptr(), 0, bytes) };
+        let block = Block::new(columns.div_ceil(NR) * units * NR * 4)?;
         Ok(PackedColumns { columns, depth, units, parts: 1, block })
     }
 

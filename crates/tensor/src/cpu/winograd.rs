@@ -126,9 +126,10 @@ impl Weights {
         let data = weight.data::<T>();
         let side = size.inputs();
         let transform = weight_transform(size);
-        let matrices = (0..side * side).map(|_| PackedColumns::zeroed(n, c)).collect::<Result<Vec<_>>>()?;
+        let matrices = (0..side * side).map(|_| PackedColumns::unset(n, c)).collect::<Result<Vec<_>>>()?;
         (0..n.div_ceil(NR)).into_par_iter().for_each(|panel| {
             let columns = NR.min(n - panel * NR);
+            // Columns that fill up the last panel stay zero.
             let (mut taps, mut out) = ([[0f64; NR]; 9], [[0f32; NR]; 36]);
             for channel in 0..c {
                 for j in 0..columns {
