@@ -80,8 +80,7 @@ pub(crate) struct Wide {
 pub(crate) fn kernel_wide<const ROWS: usize>() -> Option<Wide> {
     #[cfg(target_arch = "x86_64")]
     match isa() {
-        Isa::Avx512 => return Some(Wide { kernel: x86::bf16_avx512_wide::<ROWS>, columns: false }),
-        Isa::Avx512Bf16 if !pairs_are_quick() => {
+        Isa::Avx512 | Isa::Avx512Bf16 if !pairs_gain() => {
             return Some(Wide { kernel: x86::bf16_avx512_wide::<ROWS>, columns: false });
         }
         Isa::Avx2 => return Some(Wide { kernel: x86::f32_avx2::<ROWS, true>, columns: true }),
