@@ -17,7 +17,7 @@ use super::rows::{MatrixRows, PackedRows};
 use crate::meter::watch;
 use crate::ops::Activation;
 use crate::tensor::Element;
-use crate::{DType, Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -57,35 +57,35 @@ fn is_fast<T: Element>() -> bool {
 }
 
 /// Mean and sum of squared distances from it, for each channel of one picture.
-fn channel_stats<T: Element>(x: &[T], c: usize) -> Vec<(f64, f64)> {
+fn channel_stats<T: Element>(x: &[T], c: usize) -> Result<Vec<(f64, f64)>> {
     // Shifting by the first pixel keeps the sum of squares from cancelling where the mean is large.
     let shift: Vec<f32> = x[..c].iter().map(|x| x.to_f32()).collect();
-    let partial: Vec<(Vec<f32>, Vec<f32>)> = x
-        .par_chunks(SUM_ROWS * c)
-        .map(|chunk| {
-            let (mut sums, mut squares) = (vec![0f32; c], vec![0f32; c]);
+    // As a tensor, whose memory is used again: thousands of small allocations would come as new pages each time.
+    let partial = Tensor::build::<f32>(&Device::Cpu, &[x.len().div_ceil(SUM_ROWS * c), 2, c], |partial| {
+        partial.par_chunks_mut(2 * c).zip(x.par_chunks(SUM_ROWS * c)).for_each(|(partial, chunk)| {
+            let (sums, squares) = partial.split_at_mut(c);
             #[cfg(target_arch = "x86_64")]
             if is_fast::<T>() {
                 // SAFETY: T is bf16, 16 bits, and the processor has the instructions.
                 unsafe {
                     let chunk = std::slice::from_raw_parts(chunk.as_ptr().cast::<u16>(), chunk.len());
-                    fast::channel_sums(chunk, &shift, &mut sums, &mut squares);
+                    fast::channel_sums(chunk, &shift, sums, squares);
                 }
-                return (sums, squares);
+                return;
             }
-            channel_sums(chunk, &shift, &mut sums, &mut squares);
-            (sums, squares)
-        })
-        .collect();
+            sums.fill(0.0);
+            squares.fill(0.0);
+            channel_sums(chunk, &shift, sums, squares);
+        });
+    })?;
     let pixels = (x.len() / c) as f64;
-    let (mut sums, mut squares) = (vec![0f64; c], vec![0f64; c]);
-    for (s, q) in &partial {
-        sums.iter_mut().zip(s).for_each(|(a, b)| *a += f64::from(*b));
-        squares.iter_mut().zip(q).for_each(|(a, b)| *a += f64::from(*b));
+    let mut sums = vec![0f64; 2 * c];
+    for partial in partial.data::<f32>().chunks_exact(2 * c) {
+        sums.iter_mut().zip(partial).for_each(|(a, b)| *a += f64::from(*b));
     }
-    (0..c)
-        .map(|i| (f64::from(shift[i]) + sums[i] / pixels, (squares[i] - sums[i] * sums[i] / pixels).max(0.0)))
-        .collect()
+    let (sums, squares) = sums.split_at(c);
+    let stats = shift.iter().zip(sums.iter().zip(squares));
+    Ok(stats.map(|(k, (s, q))| (f64::from(*k) + s / pixels, (q - s * s / pixels).max(0.0))).collect())
 }
 
 /// A group normalisation of pictures that is still to be done, pixel by pixel: its gain and offset for each channel.
@@ -114,12 +114,12 @@ impl Gains {
         bias: &[f32],
         eps: f32,
         activation: Activation,
-    ) -> Gains {
+    ) -> Result<Gains> {
         let _watch = watch(|| format!("group norm's gains {:?}", x.shape()));
         let (c, pixels) = (x.last_dim(), x.len() / x.dim(0) / x.last_dim());
-        let stats = x.data::<T>().chunks_exact(pixels * c).map(|x| channel_stats(x, c));
-        let of = stats.map(|stats| gains(&stats, pixels as f64, groups, weight, bias, eps)).collect();
-        Gains { of, silu: activation == Activation::Silu }
+        let pictures = x.data::<T>().chunks_exact(pixels * c);
+        let of = pictures.map(|x| Ok(gains(&channel_stats(x, c)?, pixels as f64, groups, weight, bias, eps)));
+        Ok(Gains { of: of.collect::<Result<_>>()?, silu: activation == Activation::Silu })
     }
 
     /// Normalises the channels of a pixel of a picture, and writes each line of them `step` numbers after the one before.
@@ -174,32 +174,42 @@ pub(crate) fn group_norm<T: Element>(
     activation: Activation,
 ) -> Result<Tensor> {
     let _watch = watch(|| format!("group norm {:?}", parts[0].shape()));
-    let (b, c) = (parts[0].dim(0), weight.len());
-    let pixels = parts[0].len() / (b * parts[0].last_dim());
+    let c = weight.len();
+    let pixels = parts[0].len() / (parts[0].dim(0) * parts[0].last_dim());
     let mut shape = parts[0].shape().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = c;
     }
-    Tensor::build::<T>(parts[0].device(), &shape, |out| {
+    let of = |part: &Tensor, picture: usize| {
+        let size = pixels * part.last_dim();
+        picture * size..(picture + 1) * size
+    };
+    let gains_of = |picture: usize| -> Result<_> {
+        let mut stats = Vec::with_capacity(c);
+        for part in parts {
+            stats.extend(channel_stats(&part.data::<T>()[of(part, picture)], part.last_dim())?);
+        }
+        Ok(gains(&stats, pixels as f64, groups, weight, bias, eps))
+    };
+    let mut done = Ok(());
+    let result = Tensor::build::<T>(parts[0].device(), &shape, |out| {
         #[cfg(target_arch = "x86_64")]
         let past_caches = past_caches(out);
         for (picture, o) in out.chunks_mut(pixels * c).enumerate() {
-            let of = |part: &Tensor| {
-                let size = pixels * part.last_dim();
-                picture * size..(picture + 1) * size
+            let (gain, offset) = match gains_of(picture) {
+                Ok(gains) => gains,
+                Err(error) => {
+                    done = Err(error);
+                    return;
+                }
             };
-            let mut stats = Vec::with_capacity(c);
-            for part in parts {
-                stats.extend(channel_stats(&part.data::<T>()[of(part)], part.last_dim()));
-            }
-            let (gain, offset) = gains(&stats, pixels as f64, groups, weight, bias, eps);
             let task = (1usize << 14).div_ceil(c);
             o.par_chunks_mut(task * c).enumerate().for_each(|(i, o)| {
                 let mut first = 0;
                 for part in parts {
                     let width = part.last_dim();
                     let columns = first..first + width;
-                    let x = &part.data::<T>()[of(part)][i * task * width..][..o.len() / c * width];
+                    let x = &part.data::<T>()[of(part, picture)][i * task * width..][..o.len() / c * width];
                     let (gain, offset) = (&gain[columns.clone()], &offset[columns]);
                     let o = &mut o[first..];
                     first += width;
@@ -218,7 +228,8 @@ pub(crate) fn group_norm<T: Element>(
                 }
             });
         }
-    })
+    });
+    done.and(result)
 }
 
 /// Sum with 16 accumulators, in an order that vectors have too.

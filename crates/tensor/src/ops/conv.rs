@@ -246,7 +246,7 @@ impl Conv2d {
             let [seen, out] = self.check(x, None, fused)?;
             let (weight, bias, _) = norm.checked()?;
             return by_dtype!("conv2d", "the input", self.dtype, T => {
-                let gains = Gains::of::<T>(x, norm.groups, weight.data(), bias.data(), norm.eps, norm.activation);
+                let gains = Gains::of::<T>(x, norm.groups, weight.data(), bias.data(), norm.eps, norm.activation)?;
                 cpu::conv::forward::<T>(
                     x, packed, here.as_deref(), self.kernel, self.options, seen, out, fused, Some(&gains))
             });
