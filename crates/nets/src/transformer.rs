@@ -50,8 +50,8 @@ impl SelfAttention {
     fn forward(&self, x: &Rows, residual: &Tensor) -> Result<Tensor> {
         let scale = scale(residual.last_dim(), self.heads);
         let qkv = self.to_qkv.forward_rows(x, None)?;
-        let x = ops::attention_joined_with(&qkv, self.heads, scale, false, self.to_qkv.products())?;
-        Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
+        let x = ops::attention_joined_for(&self.to_out, &qkv, self.heads, scale, self.to_qkv.products())?;
+        Ok(self.to_out.forward_rows(&x, Some(residual))?)
     }
 }
 
@@ -80,8 +80,9 @@ impl CrossAttention {
         // A weight of nothing must give the bytes of no identity, so the branch is not run at all.
         let second = keys.identity.as_deref().filter(|_| identity_scale != 0.0).map(|keys| (keys, identity_scale));
         let q = self.to_q.forward_rows(x, None)?;
-        let x = ops::attention_packed(&q, &keys.text, scale(q.last_dim(), self.heads), second)?;
-        Ok(self.to_out.forward_with(&x, Activation::None, Some(residual))?)
+        let scale = scale(q.last_dim(), self.heads);
+        let x = ops::attention_packed_for(&self.to_out, &q, &keys.text, scale, second)?;
+        Ok(self.to_out.forward_rows(&x, Some(residual))?)
     }
 }
 

@@ -1,7 +1,7 @@
-//! Rows that a norm or a gated layer writes in the order in which the next product reads them, where products of bf16 run in
+//! Rows that a norm, attention or a gated layer writes in the order in which the next product reads them, where products of bf16 run in
 //! tiles: the same bytes as rows that are packed before the product, or by each of its tasks.
 
-use tensor::ops::{self, Activation, Linear, Rows};
+use tensor::ops::{self, Activation, KeyValue, Linear, PackedKeyValue, Products, Rows};
 use tensor::{DType, Device, Tensor};
 
 /// Deterministic numbers in [-1, 1).
@@ -49,5 +49,44 @@ fn rows_in_the_order_of_tiles() {
             assert!(error.to_string().contains("the packed input"), "{error}");
             assert!(plain.forward_rows(&rows, Some(&x)).is_err(), "a residual of another width");
         }
+    }
+}
+
+#[test]
+fn attention_in_the_order_of_tiles() {
+    // One row, no whole groups of rows, a last panel of few queries, and heads of no whole lines, which stay as they are.
+    let sizes = [([1, 1], 2, 32), ([2, 77], 10, 64), ([1, 300], 5, 128), ([3, 64], 3, 96), ([2, 50], 4, 40)];
+    for ([b, n], heads, d) in sizes {
+        let (seed, width) = ((n * d) as u64, heads * d);
+        let of = |seed, shape: &[usize]| noise(seed, DType::BF16, shape);
+        let bias = noise(seed + 1, DType::F32, &[96]);
+        let layer = Linear::new(&of(seed + 2, &[96, width]), Some(&bias)).unwrap();
+        let [qkv, residual] = [of(seed + 3, &[b, n, 3 * width]), of(seed + 4, &[b, n, 96])];
+        let [text, identity] = [77, 16].map(|m| {
+            let [k, v] = [seed + 5, seed + 6].map(|seed| of(seed + m as u64, &[b, m, width]));
+            PackedKeyValue::new(KeyValue { k: &k, v: &v }, heads).unwrap()
+        });
+        let q = of(seed + 7, &[b, n, width]);
+        let second = Some((&identity, 0.75));
+        let tiled = tensor::instructions().unwrap() == "amx" && d.is_multiple_of(32);
+        let same = |rows: Rows, plain: Tensor, what: &str| {
+            assert_eq!(matches!(rows, Rows::Packed(_)), tiled, "{rows:?}");
+            let got = layer.forward_rows(&rows, Some(&residual)).unwrap();
+            let want = layer.forward_with(&plain, Activation::None, Some(&residual)).unwrap();
+            assert_eq!(got.shape(), want.shape());
+            assert!(
+                got.to_vec_f32().unwrap() == want.to_vec_f32().unwrap(),
+                "{what}, {n} queries of {heads} times {d}"
+            );
+        };
+        let rows = ops::attention_joined_for(&layer, &qkv, heads, 0.2, Products::Whole).unwrap();
+        same(rows, ops::attention_joined(&qkv, heads, 0.2, false).unwrap(), "of itself");
+        for second in [None, second] {
+            let rows = ops::attention_packed_for(&layer, &q, &text, 0.2, second).unwrap();
+            same(rows, ops::attention_packed(&q, &text, 0.2, second).unwrap(), "over text");
+        }
+        let other = of(seed, &[b, n, width + heads]);
+        let Err(error) = ops::attention_packed_for(&layer, &other, &text, 0.2, None) else { panic!("another width") };
+        assert!(error.to_string().contains("the keys"), "{error}");
     }
 }

@@ -30,10 +30,12 @@ use super::gemm::{Product, pack_rows, units};
 use super::isa::simd;
 use super::lines::Lines;
 use super::micro::NR;
-use super::rows::Rows;
+use super::rows::{PackedRows, Place, Rows};
+use super::split::NUMBERS;
 use crate::meter::watch;
 use crate::tensor::Element;
 use crate::{Result, Tensor};
+use half::bf16;
 use keys::HeadRows;
 use rayon::prelude::*;
 use softmax::{Running, hide_later, join_rows, scale_rows, upright, weigh};
@@ -241,15 +243,50 @@ fn pack_queries<T: Product>(scratch: &mut Scratch, q: &HeadRows<T>, rows: Range<
     }
 }
 
+/// Keys, another branch of them with its weight, and the factor of the scores.
+#[derive(Clone, Copy)]
+pub(crate) struct Branches<'a> {
+    pub(crate) keys: &'a PackedKeys,
+    pub(crate) second: Option<(&'a PackedKeys, f32)>,
+    pub(crate) heads: usize,
+    pub(crate) scale: f32,
+    pub(crate) causal: bool,
+}
+
+impl Branches<'_> {
+    /// Whether results are made in columns of queries, as products in tiles do.
+    fn in_columns(&self) -> bool {
+        self.keys.layout.tiled && self.second.is_none_or(|(more, _)| more.layout.tiled)
+    }
+
+    /// Whether results of so many numbers can be [packed](forward_packed).
+    pub(crate) fn can_pack(&self, width: usize) -> bool {
+        let whole = |keys: &PackedKeys| keys.layout.parts == 1;
+        self.in_columns()
+            && whole(self.keys)
+            && self.second.is_none_or(|(more, _)| whole(more))
+            && (width / self.heads).is_multiple_of(NUMBERS)
+    }
+}
+
 /// `softmax(q k^T scale) v`, plus `weight` times the same over a second branch: `q [b, n, heads * d]` -> the same.
-pub(crate) fn forward<T: Product>(
-    q: Columns,
-    keys: &PackedKeys,
-    heads: usize,
-    scale: f32,
-    causal: bool,
-    second: Option<(&PackedKeys, f32)>,
-) -> Result<Tensor> {
+pub(crate) fn forward<T: Product>(q: Columns, branches: &Branches) -> Result<Tensor> {
+    let (b, n, width) = (q.tensor.dim(0), q.tensor.dim(1), q.width);
+    Tensor::build::<T>(q.tensor.device(), &[b, n, width], |out| {
+        attend::<T>(q, branches, SharedMut::new(out), Place::plain(width));
+    })
+}
+
+/// As [`forward`] in bf16, packed for the product that reads it, if it [can](Branches::can_pack) be.
+pub(crate) fn forward_packed(q: Columns, branches: &Branches) -> Result<PackedRows> {
+    let (b, n, width) = (q.tensor.dim(0), q.tensor.dim(1), q.width);
+    assert!(branches.can_pack(width));
+    PackedRows::build(b * n, width, |out, place| attend::<bf16>(q, branches, out, place))
+}
+
+/// Attention, whose results lie where `to` says.
+fn attend<T: Product>(q: Columns, branches: &Branches, out: SharedMut<T>, to: Place) {
+    let &Branches { keys, second, heads, scale, causal } = branches;
     let _watch = watch(|| format!("attention {:?}, {} keys", q.tensor.shape(), keys.keys));
     let (b, n, width) = (q.tensor.dim(0), q.tensor.dim(1), q.width);
     let d = width / heads;
@@ -257,44 +294,42 @@ pub(crate) fn forward<T: Product>(
     let (stride, factor) = (d.next_multiple_of(NR), scale * std::f32::consts::LOG2_E);
     let sizes = Sizes { d, stride, factor, causal };
     let blocks = n.div_ceil(PANELS * NR);
-    Tensor::build::<T>(q.tensor.device(), &[b, n, width], |out| {
-        let out = SharedMut::new(out);
-        (0..b * heads * blocks).into_par_iter().with_max_len(1).for_each(|task| {
-            let (head, first) = (task / blocks, task % blocks * PANELS * NR);
-            let count = (n - first).min(PANELS * NR);
-            let panels = count.div_ceil(NR);
-            let rows = q.head::<T>(head / heads, head % heads, d);
-            SCRATCH.with_borrow_mut(|scratch| {
-                let place = (first, panels);
-                let columns = keys.layout.tiled && second.is_none_or(|(more, _)| more.layout.tiled);
-                pack_queries(scratch, &rows, first..first + count, d, keys.layout);
-                pass::<T>(scratch, keys, head, place, &sizes, (1.0, false, columns));
-                if let Some((more, weight)) = second {
-                    if more.layout != keys.layout {
-                        pack_queries(scratch, &rows, first..first + count, d, more.layout);
-                    }
-                    pass::<T>(scratch, more, head, place, &Sizes { causal: false, ..sizes }, (weight, true, columns));
+    let columns = branches.in_columns();
+    (0..b * heads * blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (head, first) = (task / blocks, task % blocks * PANELS * NR);
+        let count = (n - first).min(PANELS * NR);
+        let panels = count.div_ceil(NR);
+        let rows = q.head::<T>(head / heads, head % heads, d);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let place = (first, panels);
+            pack_queries(scratch, &rows, first..first + count, d, keys.layout);
+            pass::<T>(scratch, keys, head, place, &sizes, (1.0, false, columns));
+            if let Some((more, weight)) = second {
+                if more.layout != keys.layout {
+                    pack_queries(scratch, &rows, first..first + count, d, more.layout);
                 }
-                let result = scratch.result.floats(panels * NR * stride);
-                let line = |row: usize| {
-                    let at = ((head / heads) * n + first + row) * width + (head % heads) * d;
-                    // SAFETY: tasks own disjoint rows and heads of the output.
-                    (row < count).then(|| unsafe { out.range(at, d) })
-                };
-                #[cfg(target_arch = "x86_64")]
-                if columns {
-                    for (panel, result) in result.chunks_exact(NR * stride).enumerate() {
-                        // SAFETY: processors with tiles have the instructions.
-                        unsafe { turn::to_rows(result, |row| line(panel * NR + row)) };
-                    }
-                    return;
+                pass::<T>(scratch, more, head, place, &Sizes { causal: false, ..sizes }, (weight, true, columns));
+            }
+            let result = scratch.result.floats(panels * NR * stride);
+            // Of plain rows all that follows, of packed ones a line.
+            let line = |row: usize, from: usize| {
+                let at = to.at((head / heads) * n + first + row, (head % heads) * d + from);
+                // SAFETY: tasks own disjoint rows and heads of the output.
+                (row < count && from < d).then(|| unsafe { out.range(at, (d - from).min(to.together())) })
+            };
+            #[cfg(target_arch = "x86_64")]
+            if columns {
+                for (panel, result) in result.chunks_exact(NR * stride).enumerate() {
+                    // SAFETY: processors with tiles have the instructions.
+                    unsafe { turn::to_rows(result, |row, from| line(panel * NR + row, from)) };
                 }
-                result.chunks_exact(stride).enumerate().for_each(|(row, result)| {
-                    if let Some(out) = line(row) {
-                        convert_row(&result[..d], out);
-                    }
-                });
+                return;
+            }
+            result.chunks_exact(stride).enumerate().for_each(|(row, result)| {
+                if let Some(out) = line(row, 0) {
+                    convert_row(&result[..d], out);
+                }
             });
         });
-    })
+    });
 }

@@ -82,6 +82,11 @@ impl Place {
         Place { group: ROWS * width, row: width, line: NUMBERS }
     }
 
+    /// How many elements of a row lie together, from a whole line on.
+    pub(crate) fn together(&self) -> usize {
+        if self.line == NUMBERS { usize::MAX } else { NUMBERS }
+    }
+
     /// Where an element of a row lies; those of its line lie behind it.
     #[inline(always)]
     pub(crate) fn at(&self, row: usize, column: usize) -> usize {

@@ -1,8 +1,10 @@
 //! Attention with an optional second branch.
 
+use super::Linear;
 use super::Products;
 use super::linear::same_kind;
-use crate::cpu::attention::{Columns, PackedKeys, forward};
+use super::rows::{PackedRows, Rows};
+use crate::cpu::attention::{Branches, Columns, PackedKeys, forward, forward_packed};
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Error, Result, Tensor, cuda};
 
@@ -124,6 +126,20 @@ pub fn attention_packed(
     run(Columns::all(q), kv, scale, false, second)
 }
 
+/// As [`attention_packed`], as `next` reads it.
+///
+/// # Errors
+/// As [`attention_packed`].
+pub fn attention_packed_for(
+    next: &Linear,
+    q: &Tensor,
+    kv: &PackedKeyValue,
+    scale: f32,
+    second: Option<(&PackedKeyValue, f32)>,
+) -> Result<Rows> {
+    run_for(next, Columns::all(q), kv, scale, second)
+}
+
 /// Self-attention whose queries, keys and values are the thirds of one product: `[b, n, 3 c] -> [b, n, c]`.
 ///
 /// # Errors
@@ -143,6 +159,21 @@ pub fn attention_joined_with(
     causal: bool,
     products: Products,
 ) -> Result<Tensor> {
+    let (q, kv) = thirds(qkv, heads, products)?;
+    run(q, &kv, scale, causal, None)
+}
+
+/// As [`attention_joined_with`] without a mask, as `next` reads it.
+///
+/// # Errors
+/// As [`attention_joined`].
+pub fn attention_joined_for(next: &Linear, qkv: &Tensor, heads: usize, scale: f32, products: Products) -> Result<Rows> {
+    let (q, kv) = thirds(qkv, heads, products)?;
+    run_for(next, q, &kv, scale, None)
+}
+
+/// Queries, and keys and values of `[b, n, 3 c]`.
+fn thirds(qkv: &Tensor, heads: usize, products: Products) -> Result<(Columns<'_>, PackedKeyValue)> {
     let [b, n, all] = qkv.dims3()?;
     if n == 0 || !all.is_multiple_of(3) {
         return Err(Error::shape("attention", "the joined product", qkv.shape(), "[b, n, 3 c]"));
@@ -150,16 +181,46 @@ pub fn attention_joined_with(
     let width = all / 3;
     let third = |i: usize| Columns { tensor: qkv, first: i * width, width };
     let kv = PackedKeyValue::pack(third(1), third(2), [b, n, width], heads, products)?;
-    run(third(0), &kv, scale, causal, None)
+    Ok((third(0), kv))
 }
 
-fn run(
+/// As [`run`], in the order in which `next` reads it where that is another one.
+fn run_for(
+    next: &Linear,
     q: Columns,
     kv: &PackedKeyValue,
     scale: f32,
-    causal: bool,
     second: Option<(&PackedKeyValue, f32)>,
-) -> Result<Tensor> {
+) -> Result<Rows> {
+    let branches = branches(kv, scale, false, second).filter(|branches| branches.can_pack(q.width));
+    if let (Some(branches), true) = (branches, next.reads_packed() && kv.dtype == DType::BF16) {
+        check(q, kv, false, second)?;
+        let shape = [q.tensor.dim(0), q.tensor.dim(1), q.width];
+        return Ok(Rows::Packed(PackedRows::of(forward_packed(q, &branches)?, &shape)));
+    }
+    run(q, kv, scale, false, second).map(Rows::Plain)
+}
+
+/// What the CPU computes with.
+fn branches<'a>(
+    kv: &'a PackedKeyValue,
+    scale: f32,
+    causal: bool,
+    second: Option<(&'a PackedKeyValue, f32)>,
+) -> Option<Branches<'a>> {
+    let of = |kv: &'a PackedKeyValue| match &kv.packed {
+        Packed::Cpu(keys) => Some(keys),
+        Packed::Cuda(_) => None,
+    };
+    let second = match second {
+        Some((second, weight)) => Some((of(second)?, weight)),
+        None => None,
+    };
+    Some(Branches { keys: of(kv)?, second, heads: kv.heads, scale, causal })
+}
+
+/// Whether queries and branches fit.
+fn check(q: Columns, kv: &PackedKeyValue, causal: bool, second: Option<(&PackedKeyValue, f32)>) -> Result<()> {
     let [b, n, _] = q.tensor.dims3()?;
     if n == 0 {
         return Err(Error::argument("attention", "there are no queries; at least one is needed"));
@@ -176,13 +237,21 @@ fn run(
         let expected = format!("{n} keys, as many as queries, under a causal mask");
         return Err(Error::shape("attention", "the keys", &kv.shape, expected));
     }
+    Ok(())
+}
+
+fn run(
+    q: Columns,
+    kv: &PackedKeyValue,
+    scale: f32,
+    causal: bool,
+    second: Option<(&PackedKeyValue, f32)>,
+) -> Result<Tensor> {
+    check(q, kv, causal, second)?;
+    if let Some(branches) = branches(kv, scale, causal, second) {
+        return by_dtype!("attention", "the queries", kv.dtype, T => forward::<T>(q, &branches));
+    }
     match (&kv.packed, second.map(|(second, weight)| (&second.packed, weight))) {
-        (Packed::Cpu(keys), None) => {
-            by_dtype!("attention", "the queries", kv.dtype, T => forward::<T>(q, keys, kv.heads, scale, causal, None))
-        }
-        (Packed::Cpu(keys), Some((Packed::Cpu(more), weight))) => {
-            by_dtype!("attention", "the queries", kv.dtype, T => forward::<T>(q, keys, kv.heads, scale, causal, Some((more, weight))))
-        }
         (Packed::Cuda(keys), None) => cuda::attention::forward(q, keys, kv.heads, scale, causal, None),
         (Packed::Cuda(keys), Some((Packed::Cuda(more), weight))) => {
             cuda::attention::forward(q, keys, kv.heads, scale, causal, Some((more, weight)))

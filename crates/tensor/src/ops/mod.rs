@@ -11,7 +11,10 @@ mod norm;
 mod rows;
 mod shape;
 
-pub use attention::{KeyValue, PackedKeyValue, attention, attention_joined, attention_joined_with, attention_packed};
+pub use attention::{
+    KeyValue, PackedKeyValue, attention, attention_joined, attention_joined_for, attention_joined_with,
+    attention_packed, attention_packed_for,
+};
 pub use conv::{Conv2d, ConvOptions, Fused};
 pub use elementwise::{activation, add, add_scaled, combine, scale};
 pub use linear::Linear;

@@ -31,6 +31,10 @@ pub struct PackedRows {
 }
 
 impl PackedRows {
+    pub(super) fn of(rows: cpu::rows::PackedRows, shape: &[usize]) -> PackedRows {
+        PackedRows { rows: Arc::new(rows), shape: shape.to_vec() }
+    }
+
     fn input(&self) -> Input<'_> {
         Input::Packed(&self.rows, &self.shape)
     }
@@ -123,15 +127,15 @@ fn normalised(next: &Linear, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f3
         next.check(x)?;
         let weight = channels("layer_norm", "the weight", weight, x, x.last_dim())?;
         let bias = channels("layer_norm", "the bias", bias, x, x.last_dim())?;
-        let rows = Arc::new(cpu::norm::layer_norm_packed(x, weight.data(), Some(bias.data()), eps)?);
-        return Ok(Rows::Packed(PackedRows { rows, shape: x.shape().to_vec() }));
+        let rows = cpu::norm::layer_norm_packed(x, weight.data(), Some(bias.data()), eps)?;
+        return Ok(Rows::Packed(PackedRows::of(rows, x.shape())));
     }
     super::layer_norm(x, weight, Some(bias), eps).map(Rows::Plain)
 }
 
 impl Linear {
     /// Whether it best reads rows in the order of tiles.
-    fn reads_packed(&self) -> bool {
+    pub(super) fn reads_packed(&self) -> bool {
         match &self.packed {
             Packed::Cpu(weight, _) => cpu::linear::reads_packed(self.dtype, weight),
             Packed::Cuda(_) => false,
@@ -275,8 +279,8 @@ impl Linear {
         let mut shape = x.shape.clone();
         shape.splice(shape.len() - 1.., [self.outputs / 2]);
         if next.reads_packed() && next.inputs == self.outputs / 2 {
-            let rows = Arc::new(cpu::linear::forward_geglu_packed(x.input(), weight, bias)?);
-            return Ok(Rows::Packed(PackedRows { rows, shape }));
+            let rows = cpu::linear::forward_geglu_packed(x.input(), weight, bias)?;
+            return Ok(Rows::Packed(PackedRows::of(rows, &shape)));
         }
         cpu::linear::forward_geglu::<bf16>(x.input(), weight, bias).map(Rows::Plain)
     }

@@ -149,9 +149,10 @@ pub(super) fn scale_columns(sums: &mut [f32], factors: &[f32; NR]) {
     }
 }
 
-/// Columns of `[elements, queries]` to rows of `T`, as many of each as `out` gives rows and these have elements.
+/// Columns of `[elements, queries]` to rows of `T`: as many as `out` gives places for, which it does for each row's elements from
+/// a multiple of [`ELEMENTS`] on, or of half as many of 32 bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn to_rows<'a, T: Element>(columns: &[f32], mut out: impl FnMut(usize) -> Option<&'a mut [T]>) {
+pub(super) fn to_rows<'a, T: Element>(columns: &[f32], mut out: impl FnMut(usize, usize) -> Option<&'a mut [T]>) {
     let pairs = T::DTYPE == DType::BF16;
     let wide = if pairs { ELEMENTS } else { STEP };
     // Of two vectors one after the other one of pairs.
@@ -177,9 +178,8 @@ pub(super) fn to_rows<'a, T: Element>(columns: &[f32], mut out: impl FnMut(usize
                 false => _mm512_castps_si512(line(i)),
             });
             for (i, line) in transpose(lines).into_iter().enumerate() {
-                let Some(out) = out(half * 16 + i) else { break };
-                let there = out.len().saturating_sub(part * wide).min(wide);
-                let at = out.as_mut_ptr().wrapping_add(part * wide);
+                let Some(out) = out(half * 16 + i, part * wide) else { break };
+                let (there, at) = (out.len().min(wide), out.as_mut_ptr());
                 // SAFETY: what is not there is not written.
                 unsafe {
                     match pairs {
