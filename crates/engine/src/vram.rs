@@ -62,9 +62,9 @@ pub(crate) fn check(cap: Option<u64>, device: DeviceChoice) -> Result<()> {
             Error::refused("--vram lets networks wait for one GPU, and --device names two; leave one of them out")
         }
         Some(cap) if within(cap).is_none() => Error::refused(format!(
-            "--vram is {}; the driver and NVIDIA's libraries alone take {}, so it must be more, such as 8G",
-            human(cap),
-            human(OVERHEAD)
+            "--vram is {}M; the driver and NVIDIA's libraries alone take {}M, so it must be more, such as 8G",
+            cap.div_ceil(1 << 20),
+            OVERHEAD >> 20
         )),
         _ => Ok(()),
     }
@@ -155,6 +155,16 @@ mod tests {
     use super::*;
 
     const GB: u64 = 1_000_000_000;
+
+    /// A cap is told in the unit in which it is given.
+    #[test]
+    fn a_cap_that_says_nothing_is_refused() {
+        let said = |cap, device| check(Some(cap), device).unwrap_err().to_string();
+        let small = said(500 << 20, DeviceChoice::Cuda(0));
+        assert!(small.contains("--vram is 500M") && small.contains("1088M"), "{small}");
+        assert!(said(8 << 30, DeviceChoice::Cpu).contains("--device is cpu"));
+        assert!(check(Some(8 << 30), DeviceChoice::Auto).is_ok());
+    }
 
     /// About what SDXL with InstantID takes at 1024x1024 in f16.
     fn sdxl() -> Needs {
