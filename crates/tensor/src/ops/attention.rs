@@ -1,9 +1,8 @@
 //! Attention with an optional second branch.
 
-use super::Linear;
-use super::Products;
 use super::linear::same_kind;
 use super::rows::{PackedRows, Rows};
+use super::{Linear, Products};
 use crate::cpu::attention::{Branches, Columns, PackedKeys, forward, forward_packed};
 use crate::tensor::by_dtype;
 use crate::{DType, Device, Error, Result, Tensor, cuda};
