@@ -127,6 +127,14 @@ impl Block {
         ptr.map(|ptr| Block { ptr, bytes: size }).ok_or_else(oom)
     }
 
+    /// A block of `count` numbers of 32 bits, which `fill` writes; before, they are whatever an earlier owner left.
+    pub(crate) fn filled(count: usize, fill: impl FnOnce(&mut [u32])) -> Result<Block> {
+        let block = Block::new(count * 4)?;
+        // SAFETY: the block holds that many u32, initialised and aligned for them, and is not shared yet.
+        fill(unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), count) });
+        Ok(block)
+    }
+
     fn into_parts(self) -> (NonNull<u8>, usize) {
         let parts = (self.ptr, self.bytes);
         std::mem::forget(self);

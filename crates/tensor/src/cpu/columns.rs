@@ -28,17 +28,15 @@ pub(crate) struct PackedColumns {
 impl PackedColumns {
     /// Packs the matrix whose column `line(column, out)` writes, `depth` elements.
     pub(crate) fn new<T: Product>(columns: usize, depth: usize, line: impl Fn(usize, &mut [T]) + Sync) -> Result<Self> {
-        let units = packed_units::<T>(depth);
-        let panels = columns.div_ceil(NR);
-        let block = Block::new(panels * units * NR * 4)?;
-        // SAFETY: the block holds that many u32 and is not shared yet.
-        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * units * NR) };
-        data.par_chunks_mut((units * NR).max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
-            let (out, rest) = out.split_at_mut(super::gemm::units::<T>(depth) * NR);
-            pack_panel(out, panel * NR..columns, depth, &line, staged);
-            rest.fill(0);
-        });
-        Ok(PackedColumns { columns, depth, units, parts: 1, block })
+        let (packed, there) = (packed_units::<T>(depth), units::<T>(depth));
+        let block = Block::filled(columns.div_ceil(NR) * packed * NR, |data| {
+            data.par_chunks_mut((packed * NR).max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
+                let (out, rest) = out.split_at_mut(there * NR);
+                pack_panel(out, panel * NR..columns, depth, &line, staged);
+                rest.fill(0);
+            });
+        })?;
+        Ok(PackedColumns { columns, depth, units: packed, parts: 1, block })
     }
 
     /// As [`PackedColumns::new`], but f32 is split for tiles where it shall be.
@@ -52,13 +50,12 @@ impl PackedColumns {
             return PackedColumns::new(columns, depth, line);
         }
         let steps = depth.div_ceil(NUMBERS);
-        let (panels, size) = (columns.div_ceil(NR), steps * NUMBERS * NR);
-        let block = Block::new(panels * size * 4)?;
-        // SAFETY: the block holds that many u32 and is not shared yet.
-        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), panels * size) };
-        data.par_chunks_mut(size.max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
-            split_panel(out, panel * NR..columns, depth, &line, staged);
-        });
+        let size = steps * NUMBERS * NR;
+        let block = Block::filled(columns.div_ceil(NR) * size, |data| {
+            data.par_chunks_mut(size.max(1)).enumerate().for_each_init(Vec::new, |staged, (panel, out)| {
+                split_panel(out, panel * NR..columns, depth, &line, staged);
+            });
+        })?;
         Ok(PackedColumns { columns, depth, units: steps * amx::STEP, parts: 2, block })
     }
 

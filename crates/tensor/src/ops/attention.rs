@@ -191,8 +191,8 @@ fn run_for(
     scale: f32,
     second: Option<(&PackedKeyValue, f32)>,
 ) -> Result<Rows> {
-    let branches = branches(kv, scale, false, second).filter(|branches| branches.can_pack(q.width));
-    if let (Some(branches), true) = (branches, next.reads_packed() && kv.dtype == DType::BF16) {
+    let packed = |branches: &Branches| next.reads_packed() && branches.can_pack(q.width);
+    if let Some(branches) = branches(kv, scale, false, second).filter(packed) {
         check(q, kv, false, second)?;
         let shape = [q.tensor.dim(0), q.tensor.dim(1), q.width];
         return Ok(Rows::Packed(PackedRows::of(forward_packed(q, &branches)?, &shape)));

@@ -92,32 +92,30 @@ impl PackedKeys {
         let (b, m, d) = (k.tensor.dim(0), k.tensor.dim(1), k.width / heads);
         let key_size = m.next_multiple_of(layout.group()) * layout.size(d);
         let value_size = d.next_multiple_of(NR) * layout.size(m);
-        let count = b * heads * (key_size + value_size);
-        let block = Block::new(count * 4)?;
-        // SAFETY: the block holds `count` u32 and is not shared yet.
-        let data = unsafe { std::slice::from_raw_parts_mut(block.as_ptr().cast::<u32>(), count) };
-        data.par_chunks_mut((key_size + value_size).max(1)).enumerate().for_each(|(i, out)| {
-            let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
-            let (keys, values) = out.split_at_mut(key_size);
-            super::SCRATCH.with_borrow_mut(|scratch| match layout.parts {
-                #[cfg(target_arch = "x86_64")]
-                1 if layout.tiled => {
-                    // SAFETY: processors with tiles have the instructions.
-                    unsafe {
-                        turn::to_groups(|key| k.one_of(m, key, d), layout.size(d), keys);
-                        turn::to_turned_groups(|key| v.one_of(m, key, d), layout.size(m), values);
+        let block = Block::filled(b * heads * (key_size + value_size), |data| {
+            data.par_chunks_mut((key_size + value_size).max(1)).enumerate().for_each(|(i, out)| {
+                let (k, v) = (k.head::<T>(i / heads, i % heads, d), v.head::<T>(i / heads, i % heads, d));
+                let (keys, values) = out.split_at_mut(key_size);
+                super::SCRATCH.with_borrow_mut(|scratch| match layout.parts {
+                    #[cfg(target_arch = "x86_64")]
+                    1 if layout.tiled => {
+                        // SAFETY: processors with tiles have the instructions.
+                        unsafe {
+                            turn::to_groups(|key| k.one_of(m, key, d), layout.size(d), keys);
+                            turn::to_turned_groups(|key| v.one_of(m, key, d), layout.size(m), values);
+                        }
                     }
-                }
-                1 => {
-                    pack_keys(keys, &k, [m, d], layout, scratch);
-                    pack_values(values, &v, [m, d], layout);
-                }
-                _ => {
-                    split_keys(keys, &k, [m, d], scratch);
-                    split_values(values, &v, [m, d], scratch);
-                }
+                    1 => {
+                        pack_keys(keys, &k, [m, d], layout, scratch);
+                        pack_values(values, &v, [m, d], layout);
+                    }
+                    _ => {
+                        split_keys(keys, &k, [m, d], scratch);
+                        split_values(values, &v, [m, d], scratch);
+                    }
+                });
             });
-        });
+        })?;
         Ok(PackedKeys { keys: m, layout, block, key_size, value_size })
     }
 
