@@ -1,4 +1,5 @@
-//! The denoising networks at work: both halves of the guidance on one device, or each on one of its own.
+//! The denoising networks at work: both halves of the guidance in one batch, or each as work of its own, on a device of its
+//! own or on the processor's threads.
 
 use crate::generate::Conditions;
 use crate::plan::Plan;
@@ -50,14 +51,17 @@ impl<'a> Networks<'a> {
         let (nets, beside, vae) = session.denoisers(plan.compute, branch, identitynet)?;
         let devices = std::iter::once(plan.compute.device).chain(plan.compute.second);
         let parts = devices.zip(std::iter::once(nets).chain(beside));
-        let parts = parts.map(|(device, nets)| Part { device, nets, contexts: None }).collect();
+        let mut parts: Vec<Part> = parts.map(|(device, nets)| Part { device, nets, contexts: None }).collect();
+        if plan.guided && parts.len() == 1 && plan.compute.is_quicker_by_halves() {
+            parts.push(Part { device: plan.compute.device, nets, contexts: None });
+        }
         Ok(Networks { parts, vae, latent_channels, factor, ip_adapter_scale, identitynet_scale })
     }
 
     /// Computes what does not change between the steps of so many `pictures`, unless that has been done.
     pub(crate) fn prepare(&mut self, plan: &Plan, conditions: &Conditions, pictures: usize) -> Result<()> {
         let alone = self.parts.len() == 1;
-        each_at_once(&mut self.parts, |half, part| {
+        each_at_once(plan.compute.device, &mut self.parts, |half, part| {
             if part.contexts.as_ref().is_some_and(|contexts| contexts.pictures == pictures) {
                 return Ok(());
             }
@@ -77,7 +81,7 @@ impl<'a> Networks<'a> {
         // To the other before anything is asked of this one: reading it waits for all that was.
         let inputs = self.parts.iter().map(|part| x.to_device(&part.device)).collect::<tensor::Result<Vec<_>>>()?;
         let mut work: Vec<_> = self.parts.iter().zip(&inputs).collect();
-        let outs = each_at_once(&mut work, |_, (part, x)| part.predict(x, timestep, identitynet_works, scales))?;
+        let outs = each_at_once(here, &mut work, |_, (part, x)| part.predict(x, timestep, identitynet_works, scales))?;
         let (negative, positive) = match &outs[..] {
             // The next step writes to the result's memory, and a sampler may still want this one.
             [out] if !plan.guided => return Ok(ops::scale(out, 1.0)?),
@@ -146,18 +150,24 @@ impl Part<'_> {
     }
 }
 
-/// Does the same with each part, with all but the first on threads of their own: each device is asked for its work by its own.
-fn each_at_once<T: Send, R: Send>(parts: &mut [T], work: impl Fn(usize, &mut T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let Some((first, others)) = parts.split_first_mut() else { return Ok(Vec::new()) };
+/// Does the same with each part at once, of which there are at most two. On the processor both are of the same threads;
+/// each GPU is asked for its work by a thread of its own, of which the first is this one.
+pub(crate) fn each_at_once<T: Send, R: Send>(
+    device: Device,
+    parts: &mut [T],
+    work: impl Fn(usize, &mut T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let work = &work;
-    std::thread::scope(|scope| {
-        let others: Vec<_> =
-            others.iter_mut().enumerate().map(|(i, part)| scope.spawn(move || work(i + 1, part))).collect();
-        let stopped = |_| Error::refused("the second device's thread stopped unexpectedly");
-        let first = work(0, first);
-        let others = others.into_iter().map(|other| other.join().unwrap_or_else(stopped));
-        std::iter::once(first).chain(others.collect::<Vec<_>>()).collect()
-    })
+    let (one, other) = match parts {
+        [one, other] if device == Device::Cpu => device.at_once(|| work(0, one), || work(1, other)),
+        [one, other] => std::thread::scope(|scope| {
+            let other = scope.spawn(|| work(1, other));
+            let stopped = |_| Error::refused("the second device's thread stopped unexpectedly");
+            (work(0, one), other.join().unwrap_or_else(stopped))
+        }),
+        parts => return parts.iter_mut().enumerate().map(|(i, part)| work(i, part)).collect(),
+    };
+    Ok(vec![one?, other?])
 }
 
 /// Each row of a condition `[halves, ..]` once for each picture: `[halves * pictures, ..]`, half by half.

@@ -2,10 +2,11 @@
 
 use super::{BenchRequest, Measured, Shapes, Time, rate, tensor_peak_mb, timed, values};
 use crate::memory::Denoising;
+use crate::networks::each_at_once;
 use crate::plan::Compute;
 use crate::repeat::Repeated;
 use crate::vram::Arrangement;
-use crate::{Result, digest, memory};
+use crate::{Error, Result, digest, memory};
 use nets::{Added, ControlNet, ControlNetContext, UNet, UNetContext};
 use serde_json::json;
 use std::sync::{Mutex, PoisonError};
@@ -52,6 +53,7 @@ pub fn step(shapes: &Shapes, request: &BenchRequest) -> Result<Measured> {
         let want = inputs.plain(exact, &inputs.contexts(exact)?)?.to_vec_f32()?;
         setting.insert("error_beside_f32".into(), json!(distance(&got, &want)));
     }
+    setting.insert("halves_at_once".into(), json!(inputs.parts.len() > 1));
     setting.insert("result_sha256".into(), json!(result));
     if arrangement.waiting > 0 {
         setting.insert("waiting_mb".into(), json!(arrangement.waiting as f64 / 1e6));
@@ -101,8 +103,14 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     (apart / want.iter().map(|b| square(*b)).sum::<f64>()).sqrt()
 }
 
-/// What a step works on.
+/// What a step works on: both halves of the guidance in one batch, or each by itself, as a generation has them.
 pub(super) struct Inputs {
+    device: Device,
+    parts: Vec<Part>,
+}
+
+/// So many rows of a step.
+struct Part {
     text: Tensor,
     identity: Tensor,
     added: Option<Added>,
@@ -113,11 +121,52 @@ pub(super) struct Inputs {
 
 /// UNet, and IdentityNet where there is one.
 pub(super) type Nets<'a> = (&'a UNet, Option<&'a ControlNet>);
-/// What they compute once for a picture.
+/// What they compute once for a picture and a part.
 pub(super) type Contexts = (UNetContext, Option<ControlNetContext>);
 
 impl Inputs {
-    pub(super) fn new(shapes: &Shapes, (width, height): (u32, u32), compute: Compute) -> Result<Inputs> {
+    pub(super) fn new(shapes: &Shapes, size: (u32, u32), compute: Compute) -> Result<Inputs> {
+        let whole = Part::new(shapes, size, compute)?;
+        let parts = match compute.is_quicker_by_halves() {
+            true => (0..BATCH).map(|row| whole.row(row)).collect::<Result<_>>()?,
+            false => vec![whole],
+        };
+        Ok(Inputs { device: compute.device, parts })
+    }
+
+    pub(super) fn contexts(&self, nets: Nets) -> Result<Vec<Contexts>> {
+        each_at_once(self.device, &mut self.parts.iter().collect::<Vec<_>>(), |_, part| part.contexts(nets))
+    }
+
+    /// A step as a generation does it: always of the same networks and contexts.
+    pub(super) fn step(&self, nets: Nets, contexts: &[Contexts]) -> Result<Tensor> {
+        let mut work: Vec<_> = self.parts.iter().zip(contexts).collect();
+        guide(&each_at_once(self.device, &mut work, |_, (part, contexts)| part.step(nets, contexts))?)
+    }
+
+    /// The networks' part of a step, never recorded and one half after the other.
+    fn plain(&self, nets: Nets, contexts: &[Contexts]) -> Result<Tensor> {
+        let work = self.parts.iter().zip(contexts);
+        guide(&work.map(|(part, contexts)| part.plain(nets, contexts)).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// Why steps are not replayed from a record.
+    fn obstacle(&self) -> Option<String> {
+        self.parts.iter().find_map(Part::obstacle)
+    }
+}
+
+/// What a step makes of the halves' predictions.
+fn guide(outs: &[Tensor]) -> Result<Tensor> {
+    let rows = outs.iter().flat_map(|out| (0..out.dim(0)).map(|row| out.rows(row, 1)));
+    match &rows.collect::<tensor::Result<Vec<_>>>()?[..] {
+        [negative, positive] => Ok(ops::combine(&[(-4.0, negative), (5.0, positive)])?),
+        rows => Error::refused(format!("a step has two halves, not {}", rows.len())),
+    }
+}
+
+impl Part {
+    fn new(shapes: &Shapes, (width, height): (u32, u32), compute: Compute) -> Result<Part> {
         let (encoder, zoom) = (&shapes.unet.encoder, shapes.vae.zoom());
         let (w, h) = (width as usize / zoom, height as usize / zoom);
         let of = |shape: &[usize]| values(&compute.device, shape);
@@ -133,7 +182,7 @@ impl Inputs {
             Some(width) => Some(Added { pooled: of(&[BATCH, width])?, time_ids: vec![sizes; BATCH] }),
             None => None,
         };
-        Ok(Inputs {
+        Ok(Part {
             text: of(&[BATCH, TEXT_TOKENS, encoder.cross_attention_dim])?,
             identity: of(&[BATCH, IDENTITY_TOKENS, encoder.cross_attention_dim])?,
             hint: of(&[1, height as usize, width as usize, shapes.identitynet.conditioning_channels])?,
@@ -143,28 +192,38 @@ impl Inputs {
         })
     }
 
-    pub(super) fn contexts(&self, (unet, net): Nets) -> Result<Contexts> {
+    /// One of its rows by itself.
+    fn row(&self, row: usize) -> Result<Part> {
+        let added = self.added.as_ref().map(|added| {
+            Ok::<_, Error>(Added { pooled: added.pooled.rows(row, 1)?, time_ids: vec![added.time_ids[row]] })
+        });
+        Ok(Part {
+            text: self.text.rows(row, 1)?,
+            identity: self.identity.rows(row, 1)?,
+            hint: self.hint.clone(),
+            latent: self.latent.rows(row, 1)?,
+            repeated: Mutex::default(),
+            added: added.transpose()?,
+        })
+    }
+
+    fn contexts(&self, (unet, net): Nets) -> Result<Contexts> {
         let identity = Some(&self.identity).filter(|_| unet.has_identity());
         let net = net.map(|net| net.context(&self.identity, self.added.as_ref(), &self.hint)).transpose()?;
         Ok((unet.context(&self.text, identity, self.added.as_ref())?, net))
     }
 
-    /// A step as a generation does it: always of the same networks and contexts.
-    pub(super) fn step(&self, nets: Nets, contexts: &Contexts) -> Result<Tensor> {
+    fn step(&self, nets: Nets, contexts: &Contexts) -> Result<Tensor> {
         let embedded = embed(nets, contexts)?;
         let inputs: Vec<&Tensor> = std::iter::once(&self.latent).chain(&embedded).collect();
         let mut repeated = self.repeated.lock().unwrap_or_else(PoisonError::into_inner);
-        let out = repeated.call(*self.latent.device(), &inputs, |inputs| predict(nets, contexts, inputs))?;
-        let (negative, positive) = (out.rows(0, 1)?, out.rows(1, 1)?);
-        Ok(ops::combine(&[(-4.0, &negative), (5.0, &positive)])?)
+        repeated.call(*self.latent.device(), &inputs, |inputs| predict(nets, contexts, inputs))
     }
 
-    /// Why steps are not replayed from a record.
     fn obstacle(&self) -> Option<String> {
         self.repeated.lock().unwrap_or_else(PoisonError::into_inner).obstacle()
     }
 
-    /// The networks' part of a step, never recorded.
     fn plain(&self, nets: Nets, contexts: &Contexts) -> Result<Tensor> {
         let inputs: Vec<Tensor> = std::iter::once(self.latent.clone()).chain(embed(nets, contexts)?).collect();
         predict(nets, contexts, &inputs)

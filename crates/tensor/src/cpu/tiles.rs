@@ -113,8 +113,8 @@ struct Way {
 
 /// Group by group, each as deep as a slice.
 const DEEP: Way = Way { steps: amx::MOST_STEPS, groups: 1, fetch: Fetch::Near };
-/// As many steps of columns as a first-level cache holds, where they stay for all groups while rows pass it by.
-const SHALLOW: Way = Way { steps: 20, groups: 8, fetch: Fetch::Past };
+/// As many steps of columns as half a first-level cache holds, where they stay for all groups while rows pass it by.
+const SHALLOW: Way = Way { steps: 12, groups: 4, fetch: Fetch::Past };
 
 /// Finds out which of two ways is quicker on this thread's core, which changes from one moment to the next: shallow by a
 /// quarter where the caches are its own, deep by a tenth where it shares them with another thread. Rows of windows, which
