@@ -52,7 +52,8 @@ impl<'a> Networks<'a> {
         let devices = std::iter::once(plan.compute.device).chain(plan.compute.second);
         let parts = devices.zip(std::iter::once(nets).chain(beside));
         let mut parts: Vec<Part> = parts.map(|(device, nets)| Part { device, nets, contexts: None }).collect();
-        if plan.guided && parts.len() == 1 && plan.compute.is_quicker_by_halves() {
+        let pixels = [plan.width, plan.height].map(|side| (side / factor) as usize).iter().product();
+        if plan.guided && parts.len() == 1 && plan.compute.is_quicker_by_halves(pixels) {
             parts.push(Part { device: plan.compute.device, nets, contexts: None });
         }
         Ok(Networks { parts, vae, latent_channels, factor, ip_adapter_scale, identitynet_scale })

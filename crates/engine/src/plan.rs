@@ -234,11 +234,14 @@ impl Compute {
         if narrow { DType::BF16 } else { DType::F32 }
     }
 
-    /// Whether the halves of the guidance are done sooner as two rows of operators than in one batch: where products are so
-    /// quick that waiting at each operator's end, and fetching from another core what it has just made, take a share of the
-    /// time. Elsewhere reading the weights twice costs more.
-    pub(crate) fn is_quicker_by_halves(self) -> bool {
-        self.device == Device::Cpu && self.dtype == DType::BF16 && self.device.is_made_for_16_bits()
+    /// Whether halves of the guidance of so many latent `pixels` each are done sooner as two rows of operators than in one
+    /// batch: where products are so quick that waiting at each operator's end, and fetching from another core what it has
+    /// just made, take a share of the time. Elsewhere, and of few pixels, reading the weights twice costs as much or more.
+    pub(crate) fn is_quicker_by_halves(self, pixels: usize) -> bool {
+        /// Between the 32x32 that take longer and the 64x64 that take less.
+        const ENOUGH: usize = 48 * 48;
+        let tiles = self.device == Device::Cpu && self.device.is_made_for_16_bits();
+        tiles && (self.dtype == DType::BF16 || self.products == Products::InParts) && pixels >= ENOUGH
     }
 
     /// The device, or both, as users name them.

@@ -127,11 +127,15 @@ pub(super) type Contexts = (UNetContext, Option<ControlNetContext>);
 impl Inputs {
     pub(super) fn new(shapes: &Shapes, size: (u32, u32), compute: Compute) -> Result<Inputs> {
         let whole = Part::new(shapes, size, compute)?;
-        let parts = match compute.is_quicker_by_halves() {
-            true => (0..BATCH).map(|row| whole.row(row)).collect::<Result<_>>()?,
-            false => vec![whole],
-        };
-        Ok(Inputs { device: compute.device, parts })
+        let [_, h, w, _] = whole.latent.dims4()?;
+        let whole = Inputs { device: compute.device, parts: vec![whole] };
+        if compute.is_quicker_by_halves(h * w) { whole.halves() } else { Ok(whole) }
+    }
+
+    /// The same, each row by itself.
+    fn halves(&self) -> Result<Inputs> {
+        let rows = self.parts.iter().flat_map(|part| (0..part.latent.dim(0)).map(|row| part.row(row)));
+        Ok(Inputs { device: self.device, parts: rows.collect::<Result<_>>()? })
     }
 
     pub(super) fn contexts(&self, nets: Nets) -> Result<Vec<Contexts>> {
@@ -244,4 +248,30 @@ fn predict((unet, net): Nets, (context, beside): &Contexts, inputs: &[Tensor]) -
     let at = |(net, context): (&ControlNet, &ControlNetContext)| net.forward_at(&inputs[0], &inputs[2], context, 0.8);
     let residuals = || net.zip(beside.as_ref()).map(at).transpose();
     Ok(unet.forward_beside(&inputs[0], &inputs[1], context, 0.8, residuals)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DeviceChoice, Precision};
+
+    #[test]
+    fn halves_at_once_are_the_bytes_of_one_batch() {
+        let shapes = Shapes::named("tiny").unwrap();
+        for precision in [Precision::F32, Precision::Bf16, Precision::Bf16x3] {
+            let (compute, _) = Compute::choose(DeviceChoice::Cpu, precision, 0).unwrap();
+            let (unet, net) = build_here(&shapes, compute).unwrap();
+            let nets = (&unet, Some(&net));
+            let part = Part::new(&shapes, (64, 96), compute).unwrap();
+            let whole = Inputs { device: Device::Cpu, parts: vec![part] };
+            let halves = whole.halves().unwrap();
+            let [one, two, in_turn] = [(&whole, true), (&halves, true), (&halves, false)].map(|(inputs, at_once)| {
+                let contexts = inputs.contexts(nets).unwrap();
+                let work = || if at_once { inputs.step(nets, &contexts) } else { inputs.plain(nets, &contexts) };
+                Device::Cpu.run(work).unwrap().to_vec_f32().unwrap()
+            });
+            assert_eq!(halves.parts.len(), 2);
+            assert!(one == two && one == in_turn, "{precision:?}");
+        }
+    }
 }
