@@ -160,7 +160,7 @@ pub(crate) fn each_at_once<T: Send, R: Send>(
 ) -> Result<Vec<R>> {
     let work = &work;
     let (one, other) = match parts {
-        [one, other] if device == Device::Cpu => device.at_once(|| work(0, one), || work(1, other)),
+        [one, other] if device == Device::Cpu => tensor::at_once(|| work(0, one), || work(1, other)),
         [one, other] => std::thread::scope(|scope| {
             let other = scope.spawn(|| work(1, other));
             let stopped = |_| Error::refused("the second device's thread stopped unexpectedly");

@@ -114,20 +114,12 @@ impl Device {
         }
         (one(), other())
     }
+}
 
-    /// Does two pieces of work, of many operators each, that do not need each other: on the CPU each is a row of operators of
-    /// its own, so that no thread waits at an operator's end as long as there is another operator to take part in; on a GPU
-    /// one after the other.
-    pub fn at_once<A: Send, B: Send>(
-        &self,
-        one: impl FnOnce() -> A + Send,
-        other: impl FnOnce() -> B + Send,
-    ) -> (A, B) {
-        match self {
-            Device::Cpu => rayon::join(one, other),
-            Device::Cuda(_) => (one(), other()),
-        }
-    }
+/// Does two pieces of work, of many operators each, that do not need each other, on the CPU's threads: each is a row of operators
+/// of its own, so that no thread waits at an operator's end as long as there is another operator to take part in.
+pub fn at_once<A: Send, B: Send>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B + Send) -> (A, B) {
+    rayon::join(one, other)
 }
 
 /// How many threads the CPU back end works with.

@@ -23,7 +23,7 @@ mod tensor;
 pub use cpu::isa::instructions;
 pub use cuda::parked::ring;
 pub use cuda::{Spent, set_kernel_cache};
-pub use device::{Device, set_threads, threads};
+pub use device::{Device, at_once, set_threads, threads};
 pub use error::{Error, Result};
 pub use meter::{begin_profile, end_profile, flop_count, measure_peak, measure_peak_of};
 pub use parking::{Parking, Turn};
