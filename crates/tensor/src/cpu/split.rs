@@ -11,6 +11,7 @@
 use super::amx::{ROWS, STEP};
 use super::gemm::Product;
 use super::lines::Lines;
+use super::micro::NR;
 use super::rows::Rows;
 use crate::tensor::Element;
 use half::bf16;
@@ -32,8 +33,8 @@ pub(crate) struct Places {
 
 impl Places {
     /// Of row `row` of a group that lies step after step, [`ROWS`] first parts before as many second ones.
-    fn of_row(group: *mut u32, row: usize) -> Places {
-        Places { first: group.wrapping_add(row * STEP), step: 2 * ROWS * STEP, low: ROWS * STEP }
+    fn of_row<const PARTS: usize>(group: *mut u32, row: usize) -> Places {
+        Places { first: group.wrapping_add(row * STEP), step: PARTS * ROWS * STEP, low: ROWS * STEP }
     }
 }
 
@@ -53,24 +54,29 @@ pub(crate) fn parts_of(pair: [f32; 2]) -> [[bf16; 2]; 2] {
 /// # Safety
 /// The numbers lie there, and nobody else uses the places.
 #[inline]
-pub(crate) unsafe fn split(line: *const f32, steps: usize, to: Places) {
+pub(crate) unsafe fn split<const PARTS: usize>(line: *const f32, steps: usize, to: Places) {
     #[cfg(target_arch = "x86_64")]
     if super::isa::isa() >= super::isa::Isa::Avx512Bf16 {
         // SAFETY: the processor has the instructions; as promised.
-        return unsafe { split_avx512(line, steps, to) };
+        return unsafe { split_avx512::<PARTS>(line, steps, to) };
     }
     // SAFETY: as promised.
-    unsafe { split_anywhere(line, steps, to) }
+    unsafe { split_anywhere::<PARTS>(line, steps, to) }
 }
 
 /// As [`split`].
-unsafe fn split_anywhere(line: *const f32, steps: usize, to: Places) {
+unsafe fn split_anywhere<const PARTS: usize>(line: *const f32, steps: usize, to: Places) {
     for unit in 0..steps * STEP {
         let at = to.first.wrapping_add(unit / STEP * to.step + unit % STEP);
         // SAFETY: as the caller promised.
         unsafe {
-            let [first, second] = parts_of([*line.add(2 * unit), *line.add(2 * unit + 1)]);
+            let pair = [*line.add(2 * unit), *line.add(2 * unit + 1)];
+            let [first, second] = parts_of(pair);
             (*at, *at.add(to.low)) = (bf16::unit(first), bf16::unit(second));
+            if PARTS == 3 {
+                let rest = [0, 1].map(|i| pair[i] - Element::to_f32(first[i]) - Element::to_f32(second[i]));
+                *at.add(2 * to.low) = bf16::unit(rest.map(<bf16 as Element>::from_f32));
+            }
         }
     }
 }
@@ -78,7 +84,7 @@ unsafe fn split_anywhere(line: *const f32, steps: usize, to: Places) {
 /// As [`split`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn split_avx512(line: *const f32, steps: usize, to: Places) {
+unsafe fn split_avx512<const PARTS: usize>(line: *const f32, steps: usize, to: Places) {
     use std::arch::x86_64::*;
     // The lesser magnitude with the first's sign.
     const LESSER: i32 = 0b0010;
@@ -89,18 +95,29 @@ unsafe fn split_avx512(line: *const f32, steps: usize, to: Places) {
             let pair = [0, 16].map(|i| _mm512_loadu_ps(line.add(step * NUMBERS + i)));
             let [a, b] = pair.map(|x| _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)));
             let first: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
-            let halves = [_mm512_castsi512_si256(first), _mm512_extracti64x4_epi64::<1>(first)];
-            let wide = halves.map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))));
+            let widened = |parts: __m512i| {
+                let halves = [_mm512_castsi512_si256(parts), _mm512_extracti64x4_epi64::<1>(parts)];
+                halves.map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))))
+            };
+            let wide = widened(first);
             let [a, b] = [0, 1].map(|i| _mm512_sub_ps(pair[i], wide[i]));
             let second: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
             _mm512_storeu_si512(at.cast(), first);
             _mm512_storeu_si512(at.add(to.low).cast(), second);
+            if PARTS == 3 {
+                let wide = widened(second);
+                let third: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(
+                    _mm512_sub_ps(b, wide[1]),
+                    _mm512_sub_ps(a, wide[0]),
+                ));
+                _mm512_storeu_si512(at.add(2 * to.low).cast(), third);
+            }
         }
     }
 }
 
 /// Splits a group of at most [`ROWS`] rows, step after step; rows that are missing become zeros.
-pub(crate) fn split_rows<T: Element>(
+pub(crate) fn split_rows<T: Element, const PARTS: usize>(
     left: &impl Rows<T>,
     rows: Range<usize>,
     elements: Range<usize>,
@@ -109,7 +126,7 @@ pub(crate) fn split_rows<T: Element>(
 ) {
     assert!(T::DTYPE == f32::DTYPE && rows.len() <= ROWS);
     let steps = elements.len().div_ceil(NUMBERS);
-    assert!(out.len() >= steps * 2 * ROWS * STEP);
+    assert!(out.len() >= steps * PARTS * ROWS * STEP);
     let line = line.floats(steps * NUMBERS);
     let whole = elements.len() == line.len();
     for r in 0..ROWS {
@@ -129,6 +146,64 @@ pub(crate) fn split_rows<T: Element>(
             }
         };
         // SAFETY: the line has whole steps, and so has `out` for each row.
-        unsafe { split(at, steps, Places::of_row(out.as_mut_ptr(), r)) };
+        unsafe { split::<PARTS>(at, steps, Places::of_row::<PARTS>(out.as_mut_ptr(), r)) };
+    }
+}
+
+/// Splits a panel of columns of f32 as they are packed without tiles, from `panel` on `count` numbers of each column, into three
+/// parts: each step of [`STEP`] units of first parts lies before that of second and third ones.
+pub(crate) fn thirds_of_panel(panel: *const f32, count: usize, out: &mut [u32]) {
+    assert!(out.len() >= count.div_ceil(NUMBERS) * 3 * STEP * NR);
+    #[cfg(target_arch = "x86_64")]
+    if super::isa::isa() >= super::isa::Isa::Avx512Bf16 {
+        // SAFETY: the processor has the instructions; there is room.
+        return unsafe { thirds_avx512(panel, count, out.as_mut_ptr()) };
+    }
+    for unit in 0..count.div_ceil(NUMBERS) * STEP {
+        let at = (unit / STEP * 3 * STEP + unit % STEP) * NR;
+        for column in 0..NR {
+            // SAFETY: the caller's panel holds `count` numbers of each column.
+            let number = |k: usize| if k < count { unsafe { *panel.add(k * NR + column) } } else { 0.0 };
+            let pair = [number(2 * unit), number(2 * unit + 1)];
+            let [first, second] = parts_of(pair);
+            let rest = [0, 1].map(|i| pair[i] - Element::to_f32(first[i]) - Element::to_f32(second[i]));
+            let third = rest.map(<bf16 as Element>::from_f32);
+            for (part, pair) in [first, second, third].into_iter().enumerate() {
+                out[at + part * STEP * NR + column] = bf16::unit(pair);
+            }
+        }
+    }
+}
+
+/// As [`thirds_of_panel`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn thirds_avx512(panel: *const f32, count: usize, out: *mut u32) {
+    use std::arch::x86_64::*;
+    const LESSER: i32 = 0b0010;
+    for unit in 0..count.div_ceil(NUMBERS) * STEP {
+        let to = out.wrapping_add((unit / STEP * 3 * STEP + unit % STEP) * NR);
+        for column in (0..NR).step_by(16) {
+            // SAFETY: the caller's panel holds `count` numbers of each column, and there is room.
+            unsafe {
+                let mut pair = [2 * unit, 2 * unit + 1].map(|k| match k < count {
+                    true => _mm512_loadu_ps(panel.add(k * NR + column)),
+                    false => _mm512_setzero_ps(),
+                });
+                for part in 0..3 {
+                    let most = |x| if part == 0 { _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)) } else { x };
+                    let words = pair.map(|x| {
+                        let part: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(most(x)));
+                        _mm512_cvtepu16_epi32(part)
+                    });
+                    let high = words.map(|x| _mm512_slli_epi32::<16>(x));
+                    _mm512_storeu_si512(
+                        to.add(part * STEP * NR + column).cast(),
+                        _mm512_or_si512(words[0], high[1]),
+                    );
+                    pair = [0, 1].map(|i| _mm512_sub_ps(pair[i], _mm512_castsi512_ps(high[i])));
+                }
+            }
+        }
     }
 }

@@ -158,7 +158,7 @@ fn split_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, [m, d]: [usize; 2], 
     let size = out.len() / m.div_ceil(amx::ROWS);
     for (group, out) in out.chunks_exact_mut(size).enumerate() {
         let rows = group * amx::ROWS..m.min((group + 1) * amx::ROWS);
-        split_rows(k, rows, 0..d, &mut scratch.spare, out);
+        split_rows::<_, 2>(k, rows, 0..d, &mut scratch.spare, out);
     }
 }
 
