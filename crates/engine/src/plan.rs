@@ -236,12 +236,14 @@ impl Compute {
 
     /// Whether halves of the guidance of so many latent `pixels` each are done sooner as two rows of operators than in one
     /// batch: where products are so quick that waiting at each operator's end, and fetching from another core what it has
-    /// just made, take a share of the time. Elsewhere, and of few pixels, reading the weights twice costs as much or more.
+    /// just made, take a share of the time. Elsewhere, and of few pixels, reading the weights twice costs as much or more;
+    /// one thread alone waits for nobody.
     pub(crate) fn is_quicker_by_halves(self, pixels: usize) -> bool {
         /// Between the 32x32 that take longer and the 64x64 that take less.
         const ENOUGH: usize = 48 * 48;
         let tiles = self.device == Device::Cpu && self.device.is_made_for_16_bits();
-        tiles && (self.dtype == DType::BF16 || self.products == Products::InParts) && pixels >= ENOUGH
+        let products = self.dtype == DType::BF16 || self.products == Products::InParts;
+        tiles && products && pixels >= ENOUGH && tensor::threads() > 1
     }
 
     /// The device, or both, as users name them.

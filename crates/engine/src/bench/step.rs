@@ -272,6 +272,12 @@ mod tests {
             });
             assert_eq!(halves.parts.len(), 2);
             assert!(one == two && one == in_turn, "{precision:?}");
+
+            let parts = |side| Inputs::new(&shapes, (side, side), compute).unwrap().parts.len();
+            let tiles = tensor::instructions().unwrap() == "amx" && tensor::threads() > 1;
+            let zoom = shapes.vae.zoom() as u32;
+            let quicker = tiles && precision != Precision::F32;
+            assert_eq!([parts(32 * zoom), parts(64 * zoom)], [1, 1 + usize::from(quicker)], "{precision:?}");
         }
     }
 }
