@@ -101,10 +101,15 @@ pub(crate) fn splits(dtype: DType, products: Products) -> bool {
     products == Products::InParts && dtype == DType::F32 && isa() == Isa::Amx
 }
 
-/// Whether a product of f32 that lies whole in columns is done in tiles, each number as three of bf16: six products, which are all
-/// that a f32 has room for. Not a question of rows, whose bytes must not depend on how many others are there.
-fn in_thirds<T: Product>(right: &PackedColumns) -> bool {
-    T::DTYPE == DType::F32 && right.parts() == 1 && isa() == Isa::Amx
+/// In how many parts products of this type are done: whole f32 in three where there are tiles, of which six products are all
+/// that a f32 has room for. Rows have no say, since their bytes must not depend on how many others are there.
+pub(crate) fn parts(dtype: DType, products: Products) -> usize {
+    match (dtype, products) {
+        (DType::F32, _) if isa() != Isa::Amx => 1,
+        (DType::F32, Products::Whole) => 3,
+        (DType::F32, Products::InParts) => 2,
+        _ => 1,
+    }
 }
 
 /// A finished tile: `rows` rows of `stride` numbers, of which the first `columns` count.
@@ -142,7 +147,7 @@ pub(crate) fn product<T: Product>(
     finish: impl Fn(Tile) + Sync,
 ) -> Result<()> {
     crate::meter::count(rows, right.depth, right.columns);
-    let thirds = in_thirds::<T>(right) && left.task_rows().is_none();
+    let thirds = right.parts() == 1 && parts(T::DTYPE, Products::Whole) == 3 && left.task_rows().is_none();
     if T::tiled() || right.parts() == 2 || thirds {
         let parts = if thirds { 3 } else { right.parts() };
         let blocks = tiled_blocks(rows, left.task_rows(), (right, parts), halves);

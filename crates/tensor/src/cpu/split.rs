@@ -41,12 +41,15 @@ impl Places {
 /// The largest number of bf16.
 const MOST: f32 = f32::from_bits(0x7f7f_0000);
 
-/// First and second parts of a pair.
+/// The parts of a pair, greatest first. All but the last are finite.
 #[inline(always)]
-pub(crate) fn parts_of(pair: [f32; 2]) -> [[bf16; 2]; 2] {
-    let first = pair.map(|x| <bf16 as Element>::from_f32(x.clamp(-MOST, MOST)));
-    let rest = [0, 1].map(|i| pair[i] - Element::to_f32(first[i]));
-    [first, rest.map(<bf16 as Element>::from_f32)]
+pub(crate) fn parts_of<const PARTS: usize>(mut pair: [f32; 2]) -> [[bf16; 2]; PARTS] {
+    std::array::from_fn(|part| {
+        let last = part + 1 == PARTS;
+        let rounded = pair.map(|x| <bf16 as Element>::from_f32(if last { x } else { x.clamp(-MOST, MOST) }));
+        pair = [0, 1].map(|i| pair[i] - Element::to_f32(rounded[i]));
+        rounded
+    })
 }
 
 /// Splits whole steps of [`NUMBERS`] numbers.
@@ -70,12 +73,9 @@ unsafe fn split_anywhere<const PARTS: usize>(line: *const f32, steps: usize, to:
         let at = to.first.wrapping_add(unit / STEP * to.step + unit % STEP);
         // SAFETY: as the caller promised.
         unsafe {
-            let pair = [*line.add(2 * unit), *line.add(2 * unit + 1)];
-            let [first, second] = parts_of(pair);
-            (*at, *at.add(to.low)) = (bf16::unit(first), bf16::unit(second));
-            if PARTS == 3 {
-                let rest = [0, 1].map(|i| pair[i] - Element::to_f32(first[i]) - Element::to_f32(second[i]));
-                *at.add(2 * to.low) = bf16::unit(rest.map(<bf16 as Element>::from_f32));
+            let parts = parts_of::<PARTS>([*line.add(2 * unit), *line.add(2 * unit + 1)]);
+            for (part, pair) in parts.into_iter().enumerate() {
+                *at.add(part * to.low) = bf16::unit(pair);
             }
         }
     }
@@ -92,25 +92,15 @@ unsafe fn split_avx512<const PARTS: usize>(line: *const f32, steps: usize, to: P
         let at = to.first.wrapping_add(step * to.step);
         // SAFETY: as the caller promised.
         unsafe {
-            let pair = [0, 16].map(|i| _mm512_loadu_ps(line.add(step * NUMBERS + i)));
-            let [a, b] = pair.map(|x| _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)));
-            let first: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
-            let widened = |parts: __m512i| {
-                let halves = [_mm512_castsi512_si256(parts), _mm512_extracti64x4_epi64::<1>(parts)];
-                halves.map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))))
-            };
-            let wide = widened(first);
-            let [a, b] = [0, 1].map(|i| _mm512_sub_ps(pair[i], wide[i]));
-            let second: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
-            _mm512_storeu_si512(at.cast(), first);
-            _mm512_storeu_si512(at.add(to.low).cast(), second);
-            if PARTS == 3 {
-                let wide = widened(second);
-                let third: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(
-                    _mm512_sub_ps(b, wide[1]),
-                    _mm512_sub_ps(a, wide[0]),
-                ));
-                _mm512_storeu_si512(at.add(2 * to.low).cast(), third);
+            let mut pair = [0, 16].map(|i| _mm512_loadu_ps(line.add(step * NUMBERS + i)));
+            for part in 0..PARTS {
+                let last = part + 1 == PARTS;
+                let [a, b] = pair.map(|x| if last { x } else { _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)) });
+                let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
+                _mm512_storeu_si512(at.add(part * to.low).cast(), rounded);
+                let halves = [_mm512_castsi512_si256(rounded), _mm512_extracti64x4_epi64::<1>(rounded)];
+                let wide = halves.map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))));
+                pair = [0, 1].map(|i| _mm512_sub_ps(pair[i], wide[i]));
             }
         }
     }
@@ -165,10 +155,7 @@ pub(crate) fn thirds_of_panel(panel: *const f32, count: usize, out: &mut [u32]) 
             // SAFETY: the caller's panel holds `count` numbers of each column.
             let number = |k: usize| if k < count { unsafe { *panel.add(k * NR + column) } } else { 0.0 };
             let pair = [number(2 * unit), number(2 * unit + 1)];
-            let [first, second] = parts_of(pair);
-            let rest = [0, 1].map(|i| pair[i] - Element::to_f32(first[i]) - Element::to_f32(second[i]));
-            let third = rest.map(<bf16 as Element>::from_f32);
-            for (part, pair) in [first, second, third].into_iter().enumerate() {
+            for (part, pair) in parts_of::<3>(pair).into_iter().enumerate() {
                 out[at + part * STEP * NR + column] = bf16::unit(pair);
             }
         }
@@ -191,16 +178,13 @@ unsafe fn thirds_avx512(panel: *const f32, count: usize, out: *mut u32) {
                     false => _mm512_setzero_ps(),
                 });
                 for part in 0..3 {
-                    let most = |x| if part == 0 { _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)) } else { x };
+                    let most = |x| if part < 2 { _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)) } else { x };
                     let words = pair.map(|x| {
                         let part: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(most(x)));
                         _mm512_cvtepu16_epi32(part)
                     });
                     let high = words.map(|x| _mm512_slli_epi32::<16>(x));
-                    _mm512_storeu_si512(
-                        to.add(part * STEP * NR + column).cast(),
-                        _mm512_or_si512(words[0], high[1]),
-                    );
+                    _mm512_storeu_si512(to.add(part * STEP * NR + column).cast(), _mm512_or_si512(words[0], high[1]));
                     pair = [0, 1].map(|i| _mm512_sub_ps(pair[i], _mm512_castsi512_ps(high[i])));
                 }
             }

@@ -169,7 +169,9 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         let whole = right.depth == right.units() * PAIR;
         let side = match left {
             Operand::Packed(rows) => Side::Packed(rows),
-            Operand::Lying(left) if whole && !splits && left.task_rows().is_some() && left.stage(rows.clone(), staged) => {
+            Operand::Lying(left)
+                if whole && !splits && left.task_rows().is_some() && left.stage(rows.clone(), staged) =>
+            {
                 Side::Staged(staged)
             }
             Operand::Lying(_) => Side::Here,

@@ -189,7 +189,7 @@ simd! {
     fn split_pair<T: Product>(rows: [&[T]; 2], parts: (&mut [u32], &mut [u32])) {
         for (e, (first, second)) in parts.0.iter_mut().zip(parts.1.iter_mut()).enumerate() {
             let pair = rows.map(|row| row.get(e).map_or(0.0, |x| x.to_f32()));
-            let [high, low] = parts_of(pair);
+            let [high, low] = parts_of::<2>(pair);
             (*first, *second) = (bf16::unit(high), bf16::unit(low));
         }
     }
