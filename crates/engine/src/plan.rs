@@ -242,8 +242,7 @@ impl Compute {
         /// Between the 32x32 that take longer and the 64x64 that take less.
         const ENOUGH: usize = 48 * 48;
         let tiles = self.device == Device::Cpu && self.device.is_made_for_16_bits();
-        let products = self.dtype == DType::BF16 || self.products == Products::InParts;
-        tiles && products && pixels >= ENOUGH && tensor::threads() > 1
+        tiles && self.dtype != DType::F16 && pixels >= ENOUGH && tensor::threads() > 1
     }
 
     /// The device, or both, as users name them.

@@ -1,7 +1,7 @@
 //! How much work was done and how fast this machine could do it, for benchmarks.
 
 use crate::cpu::amx;
-use crate::cpu::gemm::{Product, splits};
+use crate::cpu::gemm::{Product, parts};
 use crate::cpu::lines::Lines;
 use crate::cpu::micro::{MR, NR, Wide};
 use crate::cuda::{self, Spent};
@@ -85,21 +85,21 @@ pub fn measure_peak(dtype: DType) -> Result<f64> {
 /// As [`measure_peak`], or a device that cannot be used.
 pub fn measure_peak_of(device: &Device, dtype: DType, products: Products) -> Result<f64> {
     match *device {
-        Device::Cpu => by_dtype!("peak", "the operands", dtype, T => Ok(peak_of::<T>(splits(dtype, products)))),
+        Device::Cpu => by_dtype!("peak", "the operands", dtype, T => Ok(peak_of::<T>(parts(dtype, products)))),
         Device::Cuda(n) => cuda::measure_peak(n, dtype),
     }
 }
 
-fn peak_of<T: Product>(in_parts: bool) -> f64 {
+fn peak_of<T: Product>(parts: usize) -> f64 {
     /// Bytes of both sides fill most of a first-level cache.
     const UNITS: usize = 160;
     const REPEATS: usize = 100;
     let wide = T::wide_kernel::<MR>();
     let kernel = wide.as_ref().map_or(T::kernel::<MR, true>(), |wide| wide.kernel);
-    let tiled = T::tiled() || in_parts;
+    let tiled = T::tiled() || parts > 1;
     let rows = if tiled { amx::ROWS } else { MR };
-    // Two parts are twice the bytes.
-    let units = if in_parts { UNITS / 2 } else { UNITS };
+    // Parts are so many times the bytes.
+    let units = UNITS / parts / amx::STEP * amx::STEP;
     let run = || {
         let (mut a, mut b, mut c) = (Lines::default(), Lines::default(), Lines::default());
         let (a, b, c) = (a.get(2 * UNITS * rows), b.get(UNITS * NR), c.floats(rows * NR));
@@ -110,9 +110,13 @@ fn peak_of<T: Product>(in_parts: bool) -> f64 {
             // SAFETY: the operands hold UNITS units, whole steps of tiles, the result is one block.
             unsafe {
                 match &tiles {
-                    Some(tiles) if in_parts => {
+                    Some(tiles) if parts == 2 => {
                         let steps = &amx::PACKED_SPLIT[..units / amx::STEP];
                         tiles.product_split(steps, amx::Left::packed(a), b, c, false, b);
+                    }
+                    Some(tiles) if parts == 3 => {
+                        let steps = &amx::PACKED_THIRDS[..units / amx::STEP];
+                        tiles.product_thirds(steps, amx::Left::packed(a), b, c, false, b);
                     }
                     Some(tiles) => {
                         let steps = &amx::PACKED[..UNITS / amx::STEP];
@@ -125,7 +129,7 @@ fn peak_of<T: Product>(in_parts: bool) -> f64 {
         std::hint::black_box(c);
     };
     let per_unit = match wide {
-        _ if in_parts => 2,
+        _ if parts > 1 => 2,
         // Of a pair each number is a unit then.
         Some(Wide { columns: true, .. }) => 1,
         _ => T::PER_UNIT,

@@ -57,6 +57,8 @@ pub(crate) const MOST_STEPS: usize = 512;
 pub(crate) static PACKED: [usize; MOST_STEPS] = steps(4 * ROWS * STEP);
 /// The same of rows in two parts, [`ROWS`] of the first before those of the second.
 pub(crate) static PACKED_SPLIT: [usize; MOST_STEPS] = steps(2 * 4 * ROWS * STEP);
+/// The same of rows in three parts.
+pub(crate) static PACKED_THIRDS: [usize; MOST_STEPS] = steps(3 * 4 * ROWS * STEP);
 
 const fn steps(bytes: usize) -> [usize; MOST_STEPS] {
     let mut all = [0; MOST_STEPS];
@@ -403,6 +405,166 @@ impl Tiles {
             );
         }
     }
+
+    /// As [`Tiles::product_split`] of numbers in three parts: all products of parts but those that a f32 has no room for.
+    ///
+    /// Fourteen loads serve 24 products.
+    ///
+    /// # Safety
+    /// As [`Tiles::product`].
+    pub(crate) unsafe fn product_thirds(
+        &self,
+        steps: &[usize],
+        a: Left,
+        b: *const u32,
+        c: *mut f32,
+        accumulate: bool,
+        ahead: *const u32,
+    ) {
+        // SAFETY: reads and writes what the caller promised.
+        unsafe {
+            std::arch::asm!(
+                load_accumulators!("x"),
+                "3:",
+                "mov {x}, [{at}]",
+                "lea {y}, [{a16} + {x}]",
+                "add {x}, {a}",
+                // The first part of the rows with the third of the columns,
+                "tileloadd tmm4, [{x} + {row}*1]",
+                columns!(6144, 6208, 6272, 6336),
+                "tileloadd tmm6, [{b} + {line}*1 + 4096]",
+                columns!(6400, 6464, 6528, 6592),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                columns!(6656, 6720, 6784, 6848),
+                "tileloadd tmm5, [{y} + {row}*1]",
+                columns!(6912, 6976, 7040, 7104),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tilezero tmm6",
+                columns!(7168, 7232, 7296, 7360),
+                "tileloadd tmm7, [{b} + {line}*1 + 4160]",
+                columns!(7424, 7488, 7552, 7616),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                columns!(7680, 7744, 7808, 7872),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm7",
+                columns!(7936, 8000, 8064, 8128),
+                // with their second,
+                "tileloadd tmm6, [{b} + {line}*1 + 2048]",
+                columns!(8192, 8256, 8320, 8384),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                columns!(8448, 8512, 8576, 8640),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                columns!(8704, 8768, 8832, 8896),
+                "tileloadd tmm7, [{b} + {line}*1 + 2112]",
+                columns!(8960, 9024, 9088, 9152),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tilezero tmm4",
+                columns!(9216, 9280, 9344, 9408),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm5",
+                columns!(9472, 9536, 9600, 9664),
+                "add {x}, {low}",
+                "add {y}, {low}",
+                // the second with that,
+                "tileloadd tmm4, [{x} + {row}*1]",
+                columns!(9728, 9792, 9856, 9920),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                columns!(9984, 10048, 10112, 10176),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                columns!(10240, 10304, 10368, 10432),
+                "tileloadd tmm5, [{y} + {row}*1]",
+                columns!(10496, 10560, 10624, 10688),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tilezero tmm6",
+                columns!(10752, 10816, 10880, 10944),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm7",
+                columns!(11008, 11072, 11136, 11200),
+                // and with the first,
+                "tileloadd tmm6, [{b} + {line}*1]",
+                columns!(11264, 11328, 11392, 11456),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                columns!(11520, 11584, 11648, 11712),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                columns!(11776, 11840, 11904, 11968),
+                "tileloadd tmm7, [{b} + {line}*1 + 64]",
+                columns!(12032, 12096, 12160, 12224),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tilezero tmm4",
+                gap!(),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm5",
+                gap!(),
+                "sub {x}, {low}",
+                "sub {y}, {low}",
+                // the first with that
+                "tileloadd tmm4, [{x} + {row}*1]",
+                gap!(),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                gap!(),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tilezero tmm4",
+                gap!(),
+                "tileloadd tmm5, [{y} + {row}*1]",
+                gap!(),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                gap!(),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm5",
+                gap!(),
+                "lea {x}, [{x} + {low}*2]",
+                "lea {y}, [{y} + {low}*2]",
+                // and the third with it.
+                "tileloadd tmm4, [{x} + {row}*1]",
+                gap!(),
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                gap!(),
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tilezero tmm4",
+                gap!(),
+                "tileloadd tmm5, [{y} + {row}*1]",
+                gap!(),
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tilezero tmm6",
+                gap!(),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm5",
+                "tilezero tmm7",
+                gap!(),
+                "prefetcht1 [{ahead}]",
+                "prefetcht1 [{ahead} + 64]",
+                "prefetcht1 [{ahead} + 128]",
+                "prefetcht1 [{ahead} + 192]",
+                "prefetcht1 [{ahead} + 256]",
+                "prefetcht1 [{ahead} + 320]",
+                "prefetcht1 [{ahead} + 384]",
+                "prefetcht1 [{ahead} + 448]",
+                "prefetcht1 [{ahead} + 512]",
+                "prefetcht1 [{ahead} + 576]",
+                "prefetcht1 [{ahead} + 640]",
+                "prefetcht1 [{ahead} + 704]",
+                "add {ahead}, 768",
+                "add {b}, 6144",
+                "add {at}, 8",
+                "dec {steps}",
+                "jnz 3b",
+                store_accumulators!(),
+                steps = inout(reg) steps.len() => _,
+                at = inout(reg) steps.as_ptr() => _,
+                x = inout(reg) usize::from(accumulate) => _,
+                y = out(reg) _,
+                ahead = inout(reg) ahead => _,
+                a = in(reg) a.tiles[0],
+                a16 = in(reg) a.tiles[1],
+                row = in(reg) a.row * 4,
+                low = in(reg) a.low * 4,
+                b = inout(reg) b => _,
+                c = in(reg) c,
+                line = in(reg) NR * 4,
+                options(nostack)
+            );
+        }
+    }
 }
 
 #[cfg(all(target_arch = "x86_64", not(feature = "imitated-tiles")))]
@@ -453,6 +615,24 @@ impl Tiles {
     ) {
         // SAFETY: as the caller promised.
         unsafe { imitate(steps, a, b, c, accumulate, &[(0, 1), (0, 0), (1, 0)]) };
+    }
+
+    /// The same product as loops.
+    ///
+    /// # Safety
+    /// As with the instructions.
+    pub(crate) unsafe fn product_thirds(
+        &self,
+        steps: &[usize],
+        a: Left,
+        b: *const u32,
+        c: *mut f32,
+        accumulate: bool,
+        _ahead: *const u32,
+    ) {
+        let parts = [(0, 2), (0, 1), (1, 1), (1, 0), (0, 0), (2, 0)];
+        // SAFETY: as the caller promised.
+        unsafe { imitate(steps, a, b, c, accumulate, &parts) };
     }
 }
 

@@ -111,7 +111,7 @@ pub(crate) fn split_panel<T: Product>(
         line(column, unsafe { std::slice::from_raw_parts_mut(whole.as_mut_ptr().cast::<T>(), depth) });
         let to = Places { first: parts.as_mut_ptr(), step: amx::STEP, low: units };
         // SAFETY: the line has whole steps, and places for both parts.
-        unsafe { split(whole.as_ptr().cast(), steps, to) };
+        unsafe { split::<2>(whole.as_ptr().cast(), steps, to) };
     }
     for (i, out) in out.chunks_exact_mut(amx::STEP * NR).enumerate() {
         let at = i / 2 * amx::STEP + i % 2 * units;

@@ -101,6 +101,17 @@ pub(crate) fn splits(dtype: DType, products: Products) -> bool {
     products == Products::InParts && dtype == DType::F32 && isa() == Isa::Amx
 }
 
+/// In how many parts products of this type are done: whole f32 in three where there are tiles, of which six products are all
+/// that a f32 has room for. Rows have no say, since their bytes must not depend on how many others are there.
+pub(crate) fn parts(dtype: DType, products: Products) -> usize {
+    match (dtype, products) {
+        (DType::F32, _) if isa() != Isa::Amx => 1,
+        (DType::F32, Products::Whole) => 3,
+        (DType::F32, Products::InParts) => 2,
+        _ => 1,
+    }
+}
+
 /// A finished tile: `rows` rows of `stride` numbers, of which the first `columns` count.
 pub(crate) struct Tile<'a> {
     pub(crate) row: usize,
@@ -136,12 +147,14 @@ pub(crate) fn product<T: Product>(
     finish: impl Fn(Tile) + Sync,
 ) -> Result<()> {
     crate::meter::count(rows, right.depth, right.columns);
-    if T::tiled() || right.parts() == 2 {
-        let blocks = tiled_blocks(rows, left.task_rows(), right, halves);
+    let thirds = right.parts() == 1 && parts(T::DTYPE, Products::Whole) == 3 && left.task_rows().is_none();
+    if T::tiled() || right.parts() == 2 || thirds {
+        let parts = if thirds { 3 } else { right.parts() };
+        let blocks = tiled_blocks(rows, left.task_rows(), (right, parts), halves);
         // Where few tasks read the same rows each packs them; windows are staged or packed by each.
         let often = right.columns / halves > FEW * blocks.1;
         if often && left.task_rows().is_none() {
-            let packed = PackedRows::new(left, rows, right.depth, right.parts())?;
+            let packed = PackedRows::new(left, rows, right.depth, parts)?;
             tiled_product::<T, _>(
                 rows,
                 tiles::Operand::<MatrixRows<T>>::Packed(&packed),
@@ -174,7 +187,7 @@ pub(crate) fn product<T: Product>(
 
 /// Whether so few tasks of a product in tiles read the same rows of windows that each may as well normalise them.
 pub(crate) fn seldom_read(rows: usize, right: &PackedColumns) -> bool {
-    right.columns <= FEW * tiled_blocks(rows, Some(tiles::ROW_BLOCK), right, 1).1
+    right.columns <= FEW * tiled_blocks(rows, Some(tiles::ROW_BLOCK), (right, right.parts()), 1).1
 }
 
 /// As [`product`] of rows that were packed for tiles.
@@ -187,14 +200,19 @@ pub(crate) fn product_of_packed<T: Product>(
     let rows = left.count();
     assert!(left.depth() == right.depth && T::tiled() && right.parts() == 1);
     crate::meter::count(rows, right.depth, right.columns);
-    let blocks = tiled_blocks(rows, None, right, halves);
+    let blocks = tiled_blocks(rows, None, (right, right.parts()), halves);
     tiled_product::<T, _>(rows, tiles::Operand::<MatrixRows<T>>::Packed(left), right, halves, blocks, finish);
 }
 
 /// Rows and columns of a task in tiles.
-fn tiled_blocks(rows: usize, task_rows: Option<usize>, right: &PackedColumns, halves: usize) -> (usize, usize) {
+fn tiled_blocks(
+    rows: usize,
+    task_rows: Option<usize>,
+    (right, parts): (&PackedColumns, usize),
+    halves: usize,
+) -> (usize, usize) {
     // A task brings more rows into its cache than without tiles, which fewer tasks repeat less.
-    let blocks = (task_rows.unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right));
+    let blocks = (task_rows.unwrap_or(tiles::ROW_BLOCK), tiles::most_columns(right, parts));
     divide(rows, right.columns, halves, blocks, 4)
 }
 

@@ -180,8 +180,10 @@ pub(crate) fn pack_group<T: Product>(
     line: &mut Lines,
     out: &mut [u32],
 ) {
-    if parts > 1 {
-        return split_rows(left, rows, elements, line, out);
+    match parts {
+        1 => {}
+        2 => return split_rows::<T, 2>(left, rows, elements, line, out),
+        _ => return split_rows::<T, 3>(left, rows, elements, line, out),
     }
     let units = out.len() / ROWS;
     let whole = elements.len() == units * T::PER_UNIT;

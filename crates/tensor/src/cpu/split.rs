@@ -11,6 +11,7 @@
 use super::amx::{ROWS, STEP};
 use super::gemm::Product;
 use super::lines::Lines;
+use super::micro::NR;
 use super::rows::Rows;
 use crate::tensor::Element;
 use half::bf16;
@@ -32,20 +33,23 @@ pub(crate) struct Places {
 
 impl Places {
     /// Of row `row` of a group that lies step after step, [`ROWS`] first parts before as many second ones.
-    fn of_row(group: *mut u32, row: usize) -> Places {
-        Places { first: group.wrapping_add(row * STEP), step: 2 * ROWS * STEP, low: ROWS * STEP }
+    fn of_row<const PARTS: usize>(group: *mut u32, row: usize) -> Places {
+        Places { first: group.wrapping_add(row * STEP), step: PARTS * ROWS * STEP, low: ROWS * STEP }
     }
 }
 
 /// The largest number of bf16.
 const MOST: f32 = f32::from_bits(0x7f7f_0000);
 
-/// First and second parts of a pair.
+/// The parts of a pair, greatest first. All but the last are finite.
 #[inline(always)]
-pub(crate) fn parts_of(pair: [f32; 2]) -> [[bf16; 2]; 2] {
-    let first = pair.map(|x| <bf16 as Element>::from_f32(x.clamp(-MOST, MOST)));
-    let rest = [0, 1].map(|i| pair[i] - Element::to_f32(first[i]));
-    [first, rest.map(<bf16 as Element>::from_f32)]
+pub(crate) fn parts_of<const PARTS: usize>(mut pair: [f32; 2]) -> [[bf16; 2]; PARTS] {
+    std::array::from_fn(|part| {
+        let last = part + 1 == PARTS;
+        let rounded = pair.map(|x| <bf16 as Element>::from_f32(if last { x } else { x.clamp(-MOST, MOST) }));
+        pair = [0, 1].map(|i| pair[i] - Element::to_f32(rounded[i]));
+        rounded
+    })
 }
 
 /// Splits whole steps of [`NUMBERS`] numbers.
@@ -53,24 +57,26 @@ pub(crate) fn parts_of(pair: [f32; 2]) -> [[bf16; 2]; 2] {
 /// # Safety
 /// The numbers lie there, and nobody else uses the places.
 #[inline]
-pub(crate) unsafe fn split(line: *const f32, steps: usize, to: Places) {
+pub(crate) unsafe fn split<const PARTS: usize>(line: *const f32, steps: usize, to: Places) {
     #[cfg(target_arch = "x86_64")]
     if super::isa::isa() >= super::isa::Isa::Avx512Bf16 {
         // SAFETY: the processor has the instructions; as promised.
-        return unsafe { split_avx512(line, steps, to) };
+        return unsafe { split_avx512::<PARTS>(line, steps, to) };
     }
     // SAFETY: as promised.
-    unsafe { split_anywhere(line, steps, to) }
+    unsafe { split_anywhere::<PARTS>(line, steps, to) }
 }
 
 /// As [`split`].
-unsafe fn split_anywhere(line: *const f32, steps: usize, to: Places) {
+unsafe fn split_anywhere<const PARTS: usize>(line: *const f32, steps: usize, to: Places) {
     for unit in 0..steps * STEP {
         let at = to.first.wrapping_add(unit / STEP * to.step + unit % STEP);
         // SAFETY: as the caller promised.
         unsafe {
-            let [first, second] = parts_of([*line.add(2 * unit), *line.add(2 * unit + 1)]);
-            (*at, *at.add(to.low)) = (bf16::unit(first), bf16::unit(second));
+            let parts = parts_of::<PARTS>([*line.add(2 * unit), *line.add(2 * unit + 1)]);
+            for (part, pair) in parts.into_iter().enumerate() {
+                *at.add(part * to.low) = bf16::unit(pair);
+            }
         }
     }
 }
@@ -78,7 +84,7 @@ unsafe fn split_anywhere(line: *const f32, steps: usize, to: Places) {
 /// As [`split`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn split_avx512(line: *const f32, steps: usize, to: Places) {
+unsafe fn split_avx512<const PARTS: usize>(line: *const f32, steps: usize, to: Places) {
     use std::arch::x86_64::*;
     // The lesser magnitude with the first's sign.
     const LESSER: i32 = 0b0010;
@@ -86,21 +92,22 @@ unsafe fn split_avx512(line: *const f32, steps: usize, to: Places) {
         let at = to.first.wrapping_add(step * to.step);
         // SAFETY: as the caller promised.
         unsafe {
-            let pair = [0, 16].map(|i| _mm512_loadu_ps(line.add(step * NUMBERS + i)));
-            let [a, b] = pair.map(|x| _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)));
-            let first: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
-            let halves = [_mm512_castsi512_si256(first), _mm512_extracti64x4_epi64::<1>(first)];
-            let wide = halves.map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))));
-            let [a, b] = [0, 1].map(|i| _mm512_sub_ps(pair[i], wide[i]));
-            let second: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
-            _mm512_storeu_si512(at.cast(), first);
-            _mm512_storeu_si512(at.add(to.low).cast(), second);
+            let mut pair = [0, 16].map(|i| _mm512_loadu_ps(line.add(step * NUMBERS + i)));
+            for part in 0..PARTS {
+                let last = part + 1 == PARTS;
+                let [a, b] = pair.map(|x| if last { x } else { _mm512_range_ps::<LESSER>(x, _mm512_set1_ps(MOST)) });
+                let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
+                _mm512_storeu_si512(at.add(part * to.low).cast(), rounded);
+                let halves = [_mm512_castsi512_si256(rounded), _mm512_extracti64x4_epi64::<1>(rounded)];
+                let wide = halves.map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))));
+                pair = [0, 1].map(|i| _mm512_sub_ps(pair[i], wide[i]));
+            }
         }
     }
 }
 
 /// Splits a group of at most [`ROWS`] rows, step after step; rows that are missing become zeros.
-pub(crate) fn split_rows<T: Element>(
+pub(crate) fn split_rows<T: Element, const PARTS: usize>(
     left: &impl Rows<T>,
     rows: Range<usize>,
     elements: Range<usize>,
@@ -109,7 +116,7 @@ pub(crate) fn split_rows<T: Element>(
 ) {
     assert!(T::DTYPE == f32::DTYPE && rows.len() <= ROWS);
     let steps = elements.len().div_ceil(NUMBERS);
-    assert!(out.len() >= steps * 2 * ROWS * STEP);
+    assert!(out.len() >= steps * PARTS * ROWS * STEP);
     let line = line.floats(steps * NUMBERS);
     let whole = elements.len() == line.len();
     for r in 0..ROWS {
@@ -129,6 +136,116 @@ pub(crate) fn split_rows<T: Element>(
             }
         };
         // SAFETY: the line has whole steps, and so has `out` for each row.
-        unsafe { split(at, steps, Places::of_row(out.as_mut_ptr(), r)) };
+        unsafe { split::<PARTS>(at, steps, Places::of_row::<PARTS>(out.as_mut_ptr(), r)) };
+    }
+}
+
+/// Splits a panel of columns of f32 as they are packed without tiles, from `panel` on `count` numbers of each column, into three
+/// parts: each step of [`STEP`] units of first parts lies before that of second and third ones.
+pub(crate) fn thirds_of_panel(panel: *const f32, count: usize, out: &mut [u32]) {
+    assert!(out.len() >= count.div_ceil(NUMBERS) * 3 * STEP * NR);
+    #[cfg(target_arch = "x86_64")]
+    if super::isa::isa() >= super::isa::Isa::Avx512Bf16 {
+        // SAFETY: the processor has the instructions; there is room.
+        return unsafe { thirds_avx512(panel, count, out.as_mut_ptr()) };
+    }
+    for unit in 0..count.div_ceil(NUMBERS) * STEP {
+        let at = (unit / STEP * 3 * STEP + unit % STEP) * NR;
+        for column in 0..NR {
+            // SAFETY: the caller's panel holds `count` numbers of each column.
+            let number = |k: usize| if k < count { unsafe { *panel.add(k * NR + column) } } else { 0.0 };
+            let pair = [number(2 * unit), number(2 * unit + 1)];
+            for (part, pair) in parts_of::<3>(pair).into_iter().enumerate() {
+                out[at + part * STEP * NR + column] = bf16::unit(pair);
+            }
+        }
+    }
+}
+
+/// As [`thirds_of_panel`]. What is nowhere near overflow is rounded with whole numbers, halves away from zero: the rest of a
+/// part is exact either way, and the third part is what there is left.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn thirds_avx512(panel: *const f32, count: usize, out: *mut u32) {
+    use std::arch::x86_64::*;
+    const ODD: __mmask32 = 0xaaaa_aaaa;
+    let bits = |x: i32| _mm512_set1_epi32(x);
+    // The upper halves of both, as they are.
+    let joined = |pair: [__m512i; 2]| _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(pair[0]), ODD, pair[1]);
+    for unit in 0..count.div_ceil(NUMBERS) * STEP {
+        let to = out.wrapping_add((unit / STEP * 3 * STEP + unit % STEP) * NR);
+        for column in (0..NR).step_by(16) {
+            // SAFETY: the caller's panel holds `count` numbers of each column, and there is room.
+            unsafe {
+                let mut pair = [2 * unit, 2 * unit + 1].map(|k| match k < count {
+                    true => _mm512_loadu_si512(panel.add(k * NR + column).cast()),
+                    false => _mm512_setzero_si512(),
+                });
+                let store = |part: usize, x: __m512i| _mm512_storeu_si512(to.add(part * STEP * NR + column).cast(), x);
+                let exponents = _mm512_and_si512(_mm512_or_si512(pair[0], pair[1]), bits(0x7f80_0000));
+                if _mm512_cmpge_epu32_mask(exponents, bits(0x7f00_0000)) != 0 {
+                    let pair = pair.map(|x| std::mem::transmute::<__m512i, [f32; 16]>(x));
+                    for i in 0..16 {
+                        for (part, pair) in parts_of::<3>(pair.map(|x| x[i])).into_iter().enumerate() {
+                            *to.add(part * STEP * NR + column + i) = half::bf16::unit(pair);
+                        }
+                    }
+                    continue;
+                }
+                for part in 0..2 {
+                    let rounded = pair.map(|x| _mm512_add_epi32(x, bits(0x8000)));
+                    store(part, joined(rounded));
+                    pair = [0, 1].map(|i| {
+                        let part = _mm512_castsi512_ps(_mm512_and_si512(rounded[i], bits(0xffff_0000_u32 as i32)));
+                        _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(pair[i]), part))
+                    });
+                }
+                store(2, joined(pair));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of all magnitudes that have all three parts, and those that are none, odd depths among them.
+    #[test]
+    fn thirds_are_all_of_a_number_in_their_places() {
+        let mut bits = 1u32;
+        let mut number = || {
+            bits = bits.wrapping_mul(0x915f_77f5).wrapping_add(0x3c6e_f372);
+            f32::from_bits(bits & 0x80ff_ffff | (20 + bits % 230) << 23)
+        };
+        for count in [1, 32, 63, 96] {
+            let mut panel: Vec<f32> = (0..count * NR).map(|_| number()).collect();
+            for (i, odd) in
+                [f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::MAX, -0.0].into_iter().enumerate()
+            {
+                panel[i * 5 % count * NR + 7 * i % NR] = odd;
+            }
+            let mut out = vec![u32::MAX; count.div_ceil(NUMBERS) * 3 * STEP * NR];
+            thirds_of_panel(panel.as_ptr(), count, &mut out);
+            for k in 0..count.next_multiple_of(NUMBERS) {
+                for column in 0..NR {
+                    let parts = [0, 1, 2].map(|part| {
+                        let unit = out[((k / NUMBERS * 3 + part) * STEP + k % NUMBERS / 2) * NR + column];
+                        f32::from_bits(if k % 2 == 0 { unit << 16 } else { unit & 0xffff_0000 })
+                    });
+                    let whole = if k < count { panel[k * NR + column] } else { 0.0 };
+                    let sum = parts[0] + (parts[1] + parts[2]);
+                    assert!(sum == whole || whole.is_nan() && sum.is_nan(), "{whole:e} became {parts:?}");
+                    assert!(
+                        whole.is_nan() || parts[0].is_finite() && parts[1].is_finite(),
+                        "{whole:e} became {parts:?}"
+                    );
+                    assert!(
+                        !whole.is_normal() || parts[1].abs() <= 1.001 * whole.abs() / 256.0,
+                        "{whole:e}: {parts:?}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -11,6 +11,8 @@ use super::gemm::{Product, Tile};
 use super::lines::Lines;
 use super::micro::NR;
 use super::rows::{PackedRows, Rows, pack_group};
+use super::split::{NUMBERS, thirds_of_panel};
+use crate::DType;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::time::Instant;
@@ -67,8 +69,8 @@ pub(crate) struct Run {
 }
 
 /// Most columns of a task.
-pub(crate) fn most_columns(right: &PackedColumns) -> usize {
-    if right.units() * right.parts() > DEPTH { COLUMN_BLOCK } else { 4 * COLUMN_BLOCK }
+pub(crate) fn most_columns(right: &PackedColumns, parts: usize) -> usize {
+    if right.depth.div_ceil(PAIR) * parts > DEPTH { COLUMN_BLOCK } else { 4 * COLUMN_BLOCK }
 }
 
 /// Memory of a thread.
@@ -79,6 +81,7 @@ struct Scratch {
     packed: Lines,
     blocks: Lines,
     pace: Pace,
+    columns: Lines,
 }
 
 thread_local! {
@@ -157,13 +160,18 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
     SCRATCH.with_borrow_mut(|scratch| {
         // SAFETY: columns are packed for tiles where there are tiles.
         let tiles = unsafe { Tiles::configure() };
-        let Scratch { staged, line, packed, blocks, pace } = scratch;
-        let parts = right.parts();
+        let Scratch { staged, line, packed, blocks, pace, columns: thirds } = scratch;
+        // f32 as it lies in columns is split here.
+        let splits = T::DTYPE == DType::F32 && right.parts() == 1;
+        let parts = if splits { 3 } else { right.parts() };
+        let all_units = if splits { right.depth.div_ceil(NUMBERS) * amx::STEP } else { right.units() };
         // Nothing is read beyond whole steps.
         let whole = right.depth == right.units() * PAIR;
         let side = match left {
             Operand::Packed(rows) => Side::Packed(rows),
-            Operand::Lying(left) if whole && left.task_rows().is_some() && left.stage(rows.clone(), staged) => {
+            Operand::Lying(left)
+                if whole && !splits && left.task_rows().is_some() && left.stage(rows.clone(), staged) =>
+            {
                 Side::Staged(staged)
             }
             Operand::Lying(_) => Side::Here,
@@ -173,8 +181,8 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
             _ => (rows.len().div_ceil(amx::ROWS), DEPTH / parts),
         };
         let panels = columns.len().div_ceil(NR);
-        let slices = right.units().div_ceil(most_depth);
-        let depth = right.units().div_ceil(slices).next_multiple_of(amx::STEP);
+        let slices = all_units.div_ceil(most_depth);
+        let depth = all_units.div_ceil(slices).next_multiple_of(amx::STEP);
         // Blocks need places of their own where they wait for the next slice.
         let places = groups * if slices > 1 { panels } else { 1 };
         let blocks = blocks.floats(places * halves * BLOCK);
@@ -182,9 +190,11 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         let packed = packed.get(if here { groups * amx::ROWS * depth * parts } else { 0 });
         // So many groups fetch a whole panel.
         let fetching = NR * 4 / (amx::AHEAD / amx::STEP);
+        let thirds = thirds.get(if splits { halves * depth * NR * parts } else { 0 });
+        let thirds = thirds.as_mut_ptr();
         let first_panel = |half: usize| (half * right.columns / halves + columns.start) / NR;
-        for unit in (0..right.units()).step_by(depth) {
-            let count = depth.min(right.units() - unit);
+        for unit in (0..all_units).step_by(depth) {
+            let count = depth.min(all_units - unit);
             if let (Operand::Lying(left), Side::Here) = (left, &side) {
                 let from = unit * PAIR;
                 let elements = from..right.depth.min(from + count * PAIR);
@@ -200,24 +210,41 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                     let here = packed.as_ptr().wrapping_add((group * count + units.start) * amx::ROWS * parts);
                     let (a, at) = side_at(&side, rows.start / amx::ROWS + group, group, from, (here, parts));
                     let first = first_panel(half);
-                    let b = right.panel(first + panel, from);
+                    let b = match splits {
+                        true => thirds.cast_const().wrapping_add((half * depth + units.start) * NR * parts),
+                        false => right.panel(first + panel, from),
+                    };
                     // The next panel, or the first one's next slice, spread over the groups.
+                    let (per, end) = if splits { (PAIR, right.depth) } else { (1, usize::MAX) };
                     let next = match panel + 1 < panels {
-                        true => right.panel(first + panel + 1, unit),
+                        true => right.panel(first + panel + 1, unit * per),
+                        false if splits => right.panel(first, end.min((unit + count) * per)),
                         false => right.panel(first, unit).wrapping_add(count * NR * parts),
                     };
-                    let done = (group * count + units.start) / amx::STEP;
-                    let ahead = if group < fetching { next.wrapping_add(done * (amx::AHEAD / 4) * parts) } else { b };
+                    let done = (group * count + units.start) / amx::STEP * (amx::AHEAD / 4) * parts;
+                    let fetches = if splits { done < count * PAIR * NR } else { group < fetching };
+                    let ahead = if fetches { next.wrapping_add(done) } else { b };
                     let c = c[..BLOCK].as_mut_ptr();
                     // SAFETY: both sides hold these steps, `c` is a block.
                     unsafe {
                         match parts {
                             1 => tiles.product(&at[..steps], a, b, c, from > 0, ahead, fetch),
+                            3 => tiles.product_thirds(&at[..steps], a, b, c, from > 0, ahead),
                             _ => tiles.product_split(&at[..steps], a, b, c, from > 0, ahead),
                         }
                     }
                 };
             for panel in 0..panels {
+                for half in 0..if splits { halves } else { 0 } {
+                    let numbers = (right.depth - unit * PAIR).min(count * PAIR);
+                    let columns = right.panel(first_panel(half) + panel, unit * PAIR).cast::<f32>();
+                    // SAFETY: each half has its room, which nobody reads now.
+                    let out = unsafe {
+                        let out = thirds.add(half * depth * NR * parts);
+                        std::slice::from_raw_parts_mut(out, count * NR * parts)
+                    };
+                    thirds_of_panel(columns, numbers, out);
+                }
                 let choice = (parts == 1 && !matches!(side, Side::Staged(_))).then(|| (pace.choose(), Instant::now()));
                 let way = choice.map_or(DEEP, |(way, _)| Pace::WAYS[way]);
                 for together in (0..groups).step_by(way.groups) {
@@ -233,7 +260,7 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                             multiply(panel, group, half, from..count.min(from + most), c, way.fetch);
                         }
                     }
-                    if unit + count < right.units() {
+                    if unit + count < all_units {
                         continue;
                     }
                     for group in these {
@@ -276,7 +303,11 @@ fn side_at<'a>(
     unit: usize,
     (here, parts): (*const u32, usize),
 ) -> (Left, &'a [usize]) {
-    let packed: &[usize] = if parts == 1 { &amx::PACKED } else { &amx::PACKED_SPLIT };
+    let packed: &[usize] = match parts {
+        1 => &amx::PACKED,
+        2 => &amx::PACKED_SPLIT,
+        _ => &amx::PACKED_THIRDS,
+    };
     match side {
         Side::Staged(staged) => {
             // Where the last group has one tile only, it is read twice.

@@ -158,7 +158,7 @@ fn split_keys<T: Product>(out: &mut [u32], k: &HeadRows<T>, [m, d]: [usize; 2], 
     let size = out.len() / m.div_ceil(amx::ROWS);
     for (group, out) in out.chunks_exact_mut(size).enumerate() {
         let rows = group * amx::ROWS..m.min((group + 1) * amx::ROWS);
-        split_rows(k, rows, 0..d, &mut scratch.spare, out);
+        split_rows::<_, 2>(k, rows, 0..d, &mut scratch.spare, out);
     }
 }
 
@@ -189,7 +189,7 @@ simd! {
     fn split_pair<T: Product>(rows: [&[T]; 2], parts: (&mut [u32], &mut [u32])) {
         for (e, (first, second)) in parts.0.iter_mut().zip(parts.1.iter_mut()).enumerate() {
             let pair = rows.map(|row| row.get(e).map_or(0.0, |x| x.to_f32()));
-            let [high, low] = parts_of(pair);
+            let [high, low] = parts_of::<2>(pair);
             (*first, *second) = (bf16::unit(high), bf16::unit(low));
         }
     }

@@ -136,7 +136,7 @@ pub(super) fn weigh_in_parts(scores: &mut [u32], count: usize, factor: f32, runn
         let (firsts, seconds) = step.split_at_mut(NUMBERS / 2 * NR);
         for (i, (first, second)) in firsts.iter_mut().zip(seconds).enumerate() {
             let pair = [0, 1].map(|odd| f32::from_bits(weights[(i / NR * 2 + odd) * NR + i % NR]));
-            let [high, low] = parts_of(pair);
+            let [high, low] = parts_of::<2>(pair);
             (*first, *second) = (bf16::unit(high), bf16::unit(low));
         }
     }

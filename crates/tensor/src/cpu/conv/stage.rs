@@ -100,7 +100,7 @@ impl<T: Element> Windows<'_, T> {
                 let to = &mut memory[at..][..(2 * steps - 1) * plane + STEP];
                 let to = Places { first: to.as_mut_ptr(), step: 2 * plane, low: plane };
                 // SAFETY: T is f32; a pixel has whole steps, and places for both parts.
-                unsafe { split(pixel.as_ptr().cast(), steps, to) };
+                unsafe { split::<2>(pixel.as_ptr().cast(), steps, to) };
                 continue;
             }
             if let Some(gains) = self.gains {
