@@ -98,7 +98,7 @@ pub(crate) fn units<T: Product>(depth: usize) -> usize {
 
 /// Whether products of this type are done in parts.
 pub(crate) fn splits(dtype: DType, products: Products) -> bool {
-    products == Products::InParts && dtype == DType::F32 && isa() == Isa::Amx
+    parts(dtype, products) == 2
 }
 
 /// In how many parts products of this type are done: whole f32 in three where there are tiles, of which six products are all
