@@ -104,6 +104,52 @@ enum Side<'a> {
     Here,
 }
 
+/// A task's panels of columns: as they lie, or where whole f32 is multiplied in three parts a slice of one panel at a time, which
+/// is split here.
+struct Panels<'a> {
+    right: &'a PackedColumns,
+    halves: usize,
+    /// The task's first column in each half.
+    first: usize,
+    /// Where f32 is split, room for the parts of a slice of each half's panel.
+    thirds: Option<&'a mut [u32]>,
+}
+
+impl Panels<'_> {
+    /// Where a unit's columns lie in memory, or end.
+    fn lying(&self, panel: usize, half: usize, unit: usize) -> *const u32 {
+        let panel = (half * self.right.columns / self.halves + self.first) / NR + panel;
+        // A number of f32 is half a unit of its parts.
+        let unit = if self.thirds.is_some() { self.right.depth.min(unit * PAIR) } else { unit };
+        self.right.panel(panel, unit)
+    }
+
+    /// Numbers of 32 bits that so many units of a panel take in memory.
+    fn lying_in(&self, units: usize) -> usize {
+        units * NR * if self.thirds.is_some() { PAIR } else { self.right.parts() }
+    }
+
+    /// Makes a slice of a panel of each half ready to be read.
+    fn prepare(&mut self, panel: usize, slice: &Range<usize>) {
+        let numbers = self.right.depth.min(slice.end * PAIR) - self.right.depth.min(slice.start * PAIR);
+        for half in 0..self.halves {
+            let columns = self.lying(panel, half, slice.start).cast();
+            if let Some(thirds) = &mut self.thirds {
+                let room = thirds.len() / self.halves;
+                thirds_of_panel(columns, numbers, &mut thirds[half * room..][..room]);
+            }
+        }
+    }
+
+    /// Where a slice that is ready is read, `from` units into it.
+    fn at(&self, panel: usize, half: usize, slice: &Range<usize>, from: usize) -> *const u32 {
+        match &self.thirds {
+            Some(thirds) => thirds[half * (thirds.len() / self.halves) + from * NR * 3..].as_ptr(),
+            None => self.lying(panel, half, slice.start + from),
+        }
+    }
+}
+
 /// How the blocks of a panel are made, which does not change what they become: each sum is done in the same order.
 #[derive(Clone, Copy)]
 struct Way {
@@ -148,7 +194,7 @@ impl Pace {
 }
 
 /// One task of the block product. Each block of [`amx::ROWS`] rows and [`NR`] columns, with `halves` 2 beside its twin, goes
-/// to `finish` while it is in a cache. Where columns are in two parts so are rows.
+/// to `finish` while it is in a cache. Rows are in as many parts as columns.
 pub(crate) fn product<T: Product, R: Rows<T>>(
     left: &Operand<R>,
     right: &PackedColumns,
@@ -180,19 +226,16 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
             Side::Staged(staged) => (staged.ends.len(), STAGED_DEPTH / parts),
             _ => (rows.len().div_ceil(amx::ROWS), DEPTH / parts),
         };
-        let panels = columns.len().div_ceil(NR);
+        let count_of_panels = columns.len().div_ceil(NR);
         let slices = all_units.div_ceil(most_depth);
         let depth = all_units.div_ceil(slices).next_multiple_of(amx::STEP);
         // Blocks need places of their own where they wait for the next slice.
-        let places = groups * if slices > 1 { panels } else { 1 };
+        let places = groups * if slices > 1 { count_of_panels } else { 1 };
         let blocks = blocks.floats(places * halves * BLOCK);
         let here = matches!(side, Side::Here);
         let packed = packed.get(if here { groups * amx::ROWS * depth * parts } else { 0 });
-        // So many groups fetch a whole panel.
-        let fetching = NR * 4 / (amx::AHEAD / amx::STEP);
-        let thirds = thirds.get(if splits { halves * depth * NR * parts } else { 0 });
-        let thirds = thirds.as_mut_ptr();
-        let first_panel = |half: usize| (half * right.columns / halves + columns.start) / NR;
+        let thirds = splits.then(|| thirds.get(halves * depth * NR * parts));
+        let mut panels = Panels { right, halves, first: columns.start, thirds };
         for unit in (0..all_units).step_by(depth) {
             let count = depth.min(all_units - unit);
             if let (Operand::Lying(left), Side::Here) = (left, &side) {
@@ -203,27 +246,22 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                     pack_group(*left, first..rows.end.min(first + amx::ROWS), elements.clone(), parts, line, out);
                 }
             }
-            // The block of a group and half, from `from` of the slice's units on.
-            let multiply =
-                |panel: usize, group: usize, half: usize, units: Range<usize>, c: &mut [f32], fetch: Fetch| {
+            let slice = unit..unit + count;
+            for panel in 0..count_of_panels {
+                panels.prepare(panel, &slice);
+                // The block of a group and half, from these of the slice's units.
+                let multiply = |group: usize, half: usize, units: Range<usize>, c: &mut [f32], fetch: Fetch| {
                     let (from, steps) = (unit + units.start, units.len() / amx::STEP);
                     let here = packed.as_ptr().wrapping_add((group * count + units.start) * amx::ROWS * parts);
                     let (a, at) = side_at(&side, rows.start / amx::ROWS + group, group, from, (here, parts));
-                    let first = first_panel(half);
-                    let b = match splits {
-                        true => thirds.cast_const().wrapping_add((half * depth + units.start) * NR * parts),
-                        false => right.panel(first + panel, from),
-                    };
+                    let b = panels.at(panel, half, &slice, units.start);
                     // The next panel, or the first one's next slice, spread over the groups.
-                    let (per, end) = if splits { (PAIR, right.depth) } else { (1, usize::MAX) };
-                    let next = match panel + 1 < panels {
-                        true => right.panel(first + panel + 1, unit * per),
-                        false if splits => right.panel(first, end.min((unit + count) * per)),
-                        false => right.panel(first, unit).wrapping_add(count * NR * parts),
+                    let next = match panel + 1 < count_of_panels {
+                        true => panels.lying(panel + 1, half, slice.start),
+                        false => panels.lying(0, half, slice.end),
                     };
                     let done = (group * count + units.start) / amx::STEP * (amx::AHEAD / 4) * parts;
-                    let fetches = if splits { done < count * PAIR * NR } else { group < fetching };
-                    let ahead = if fetches { next.wrapping_add(done) } else { b };
+                    let ahead = if done < panels.lying_in(count) { next.wrapping_add(done) } else { b };
                     let c = c[..BLOCK].as_mut_ptr();
                     // SAFETY: both sides hold these steps, `c` is a block.
                     unsafe {
@@ -234,17 +272,6 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                         }
                     }
                 };
-            for panel in 0..panels {
-                for half in 0..if splits { halves } else { 0 } {
-                    let numbers = (right.depth - unit * PAIR).min(count * PAIR);
-                    let columns = right.panel(first_panel(half) + panel, unit * PAIR).cast::<f32>();
-                    // SAFETY: each half has its room, which nobody reads now.
-                    let out = unsafe {
-                        let out = thirds.add(half * depth * NR * parts);
-                        std::slice::from_raw_parts_mut(out, count * NR * parts)
-                    };
-                    thirds_of_panel(columns, numbers, out);
-                }
                 let choice = (parts == 1 && !matches!(side, Side::Staged(_))).then(|| (pace.choose(), Instant::now()));
                 let way = choice.map_or(DEEP, |(way, _)| Pace::WAYS[way]);
                 for together in (0..groups).step_by(way.groups) {
@@ -257,7 +284,7 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
                     {
                         for group in these.clone() {
                             let c = &mut blocks[((group - together) * halves + half) * BLOCK..];
-                            multiply(panel, group, half, from..count.min(from + most), c, way.fetch);
+                            multiply(group, half, from..count.min(from + most), c, way.fetch);
                         }
                     }
                     if unit + count < all_units {
