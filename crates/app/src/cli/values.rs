@@ -44,7 +44,7 @@ pub(crate) enum PrecisionArg {
     F32,
     /// 16 bits with the range of f32.
     Bf16,
-    /// f32, but products as three of bf16, on processors with AMX: two to three times as fast, within 1e-4 of f32.
+    /// f32, but products as three of bf16, on processors with AMX: in about half of the time, within 1e-4 of f32.
     Bf16x3,
     /// 16 bits with more digits and less range.
     F16,

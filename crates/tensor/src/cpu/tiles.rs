@@ -109,19 +109,18 @@ enum Side<'a> {
 struct Panels<'a> {
     right: &'a PackedColumns,
     halves: usize,
-    /// The task's first column in each half.
-    first: usize,
-    /// Where f32 is split, room for the parts of a slice of each half's panel.
-    thirds: Option<&'a mut [u32]>,
+    /// The task's first panel of each half.
+    first: [usize; 2],
+    /// Where f32 is split, room for the parts of a slice of a panel of each half, and how much each has.
+    thirds: Option<(&'a mut [u32], usize)>,
 }
 
 impl Panels<'_> {
     /// Where a unit's columns lie in memory, or end.
     fn lying(&self, panel: usize, half: usize, unit: usize) -> *const u32 {
-        let panel = (half * self.right.columns / self.halves + self.first) / NR + panel;
         // A number of f32 is half a unit of its parts.
         let unit = if self.thirds.is_some() { self.right.depth.min(unit * PAIR) } else { unit };
-        self.right.panel(panel, unit)
+        self.right.panel(self.first[half] + panel, unit)
     }
 
     /// Numbers of 32 bits that so many units of a panel take in memory.
@@ -134,9 +133,8 @@ impl Panels<'_> {
         let numbers = self.right.depth.min(slice.end * PAIR) - self.right.depth.min(slice.start * PAIR);
         for half in 0..self.halves {
             let columns = self.lying(panel, half, slice.start).cast();
-            if let Some(thirds) = &mut self.thirds {
-                let room = thirds.len() / self.halves;
-                thirds_of_panel(columns, numbers, &mut thirds[half * room..][..room]);
+            if let Some((thirds, room)) = &mut self.thirds {
+                thirds_of_panel(columns, numbers, &mut thirds[half * *room..][..*room]);
             }
         }
     }
@@ -144,7 +142,7 @@ impl Panels<'_> {
     /// Where a slice that is ready is read, `from` units into it.
     fn at(&self, panel: usize, half: usize, slice: &Range<usize>, from: usize) -> *const u32 {
         match &self.thirds {
-            Some(thirds) => thirds[half * (thirds.len() / self.halves) + from * NR * 3..].as_ptr(),
+            Some((thirds, room)) => thirds[half * room + from * NR * 3..].as_ptr(),
             None => self.lying(panel, half, slice.start + from),
         }
     }
@@ -234,8 +232,10 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         let blocks = blocks.floats(places * halves * BLOCK);
         let here = matches!(side, Side::Here);
         let packed = packed.get(if here { groups * amx::ROWS * depth * parts } else { 0 });
-        let thirds = splits.then(|| thirds.get(halves * depth * NR * parts));
-        let mut panels = Panels { right, halves, first: columns.start, thirds };
+        let room = depth * NR * parts;
+        let thirds = splits.then(|| (thirds.get(halves * room), room));
+        let first = [0, 1].map(|half| (half * right.columns / halves + columns.start) / NR);
+        let mut panels = Panels { right, halves, first, thirds };
         for unit in (0..all_units).step_by(depth) {
             let count = depth.min(all_units - unit);
             if let (Operand::Lying(left), Side::Here) = (left, &side) {
