@@ -158,13 +158,13 @@ pub(crate) fn product<T: Product>(
             tiled_product::<T, _>(
                 rows,
                 tiles::Operand::<MatrixRows<T>>::Packed(&packed),
-                right,
+                (right, parts),
                 halves,
                 blocks,
                 finish,
             );
         } else {
-            tiled_product::<T, _>(rows, tiles::Operand::Lying(left), right, halves, blocks, finish);
+            tiled_product::<T, _>(rows, tiles::Operand::Lying(left), (right, parts), halves, blocks, finish);
         }
         return Ok(());
     }
@@ -200,7 +200,8 @@ pub(crate) fn product_of_packed<T: Product>(
     let rows = left.count();
     assert!(left.depth() == right.depth && T::tiled() && right.parts() == 1);
     crate::meter::count(rows, right.depth, right.columns);
-    let blocks = tiled_blocks(rows, None, (right, right.parts()), halves);
+    let right = (right, right.parts());
+    let blocks = tiled_blocks(rows, None, right, halves);
     tiled_product::<T, _>(rows, tiles::Operand::<MatrixRows<T>>::Packed(left), right, halves, blocks, finish);
 }
 
@@ -220,12 +221,12 @@ fn tiled_blocks(
 fn tiled_product<T: Product, R: Rows<T>>(
     rows: usize,
     left: tiles::Operand<R>,
-    right: &PackedColumns,
+    right: (&PackedColumns, usize),
     halves: usize,
     blocks: (usize, usize),
     finish: impl Fn(Tile) + Sync,
 ) {
-    each_task(rows, right.columns / halves, blocks, |rows, columns| {
+    each_task(rows, right.0.columns / halves, blocks, |rows, columns| {
         tiles::product::<T, R>(&left, right, rows, columns, halves, &finish);
     });
 }

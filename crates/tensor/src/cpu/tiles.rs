@@ -12,7 +12,6 @@ use super::lines::Lines;
 use super::micro::NR;
 use super::rows::{PackedRows, Rows, pack_group};
 use super::split::{NUMBERS, thirds_of_panel};
-use crate::DType;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::time::Instant;
@@ -165,7 +164,7 @@ const SHALLOW: Way = Way { steps: 12, groups: 4, fetch: Fetch::Past };
 
 /// Finds out which of two ways is quicker on this thread's core, which changes from one moment to the next: shallow by a
 /// quarter where the caches are its own, deep by a tenth where it shares them with another thread. Rows of windows, which
-/// overlap, and numbers in two parts always go deep.
+/// overlap, and numbers in parts always go deep.
 #[derive(Default)]
 struct Pace {
     /// What each took lately, in nanoseconds for a unit of depth of a block.
@@ -192,10 +191,10 @@ impl Pace {
 }
 
 /// One task of the block product. Each block of [`amx::ROWS`] rows and [`NR`] columns, with `halves` 2 beside its twin, goes
-/// to `finish` while it is in a cache. Rows are in as many parts as columns.
+/// to `finish` while it is in a cache. Both sides are multiplied in `parts`: as many as columns lie in, or 3 of whole f32.
 pub(crate) fn product<T: Product, R: Rows<T>>(
     left: &Operand<R>,
-    right: &PackedColumns,
+    (right, parts): (&PackedColumns, usize),
     rows: Range<usize>,
     columns: Range<usize>,
     halves: usize,
@@ -205,17 +204,14 @@ pub(crate) fn product<T: Product, R: Rows<T>>(
         // SAFETY: columns are packed for tiles where there are tiles.
         let tiles = unsafe { Tiles::configure() };
         let Scratch { staged, line, packed, blocks, pace, columns: thirds } = scratch;
-        // f32 as it lies in columns is split here.
-        let splits = T::DTYPE == DType::F32 && right.parts() == 1;
-        let parts = if splits { 3 } else { right.parts() };
+        // Whole f32, whose columns are split here.
+        let splits = parts != right.parts();
         let all_units = if splits { right.depth.div_ceil(NUMBERS) * amx::STEP } else { right.units() };
         // Nothing is read beyond whole steps.
         let whole = right.depth == right.units() * PAIR;
         let side = match left {
             Operand::Packed(rows) => Side::Packed(rows),
-            Operand::Lying(left)
-                if whole && !splits && left.task_rows().is_some() && left.stage(rows.clone(), staged) =>
-            {
+            Operand::Lying(left) if whole && left.task_rows().is_some() && left.stage(rows.clone(), staged) => {
                 Side::Staged(staged)
             }
             Operand::Lying(_) => Side::Here,
